@@ -97,6 +97,12 @@ class WorkerDiffers(EvalError, ValueError):
     """A worker of another version of the project, or of another YAML, works in the study's folder."""
 
 
+class StudyHalted(EvalError, RuntimeError):
+    """What ended a study after some of its commands had begun, such as a full disk; what was made is kept."""
+
+    exit_code = 3
+
+
 class ClaimLost(EvalError, RuntimeError):
     """Another worker of a study has taken over what this one did, which can write nothing any more."""
 

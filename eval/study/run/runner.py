@@ -12,12 +12,14 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from shards import LeaseHeld, canonical_json
 from shards.console import Bar, duration_text
+from shards.exits import explained
 
-from ...errors import ClaimLost
+from ...errors import ClaimLost, StudyHalted
 from ..checks import check_columns, check_pair, check_ranks, check_sets, preflight
 from ..earlier import take_over, taken_over
 from ..graph import Node, nodes_of, train_id
@@ -28,7 +30,8 @@ from .command import Running, environment, list_anew, visible_gpus
 from .edited import refuse_edited
 from .workers import Worker, claim_folder
 
-FAILED, HELD = 3, 5  # exit codes: some command failed; a trainer's: another job has its folder
+# exit codes: nothing was begun; something failed; a trainer's: another job has its folder
+REFUSED, FAILED, HELD = 2, 3, 5
 # that a command waits for a folder which an earlier one still holds: that has `bound.GRACE` to end, and on another
 # machine its lease then has to expire
 LEASE_SECONDS = 300
@@ -42,8 +45,8 @@ def run(study: Study, seconds: float = SECONDS) -> int:
     """Makes what is missing of a study, with all workers that are at it; returns 0, or 3 where a command
     failed. `seconds`: of a lease, after which what a worker that stopped had is another's.
 
-    Raises WorkerDiffers, OutputEdited and the named errors of `checks.preflight` before anything is written,
-    and NotPaired.
+    Raises WorkerDiffers, OutputEdited and the named errors of `checks.preflight` before anything is written;
+    StudyHalted once commands have begun.
     """
     import torch  # takes seconds
 
@@ -55,13 +58,11 @@ def run(study: Study, seconds: float = SECONDS) -> int:
     worker.join()
     try:
         runner = Runner(study, worker)
-        try:
+        with runner.at_work():
             code = runner.go()
-        finally:
-            runner.stop()
-        check_sets(runner.study)
-        if all(node.id in runner.done for node in runner.nodes):
-            worker.finish(runner.study)
+            check_sets(runner.study)
+            if all(node.id in runner.done for node in runner.nodes):
+                worker.finish(runner.study)
     finally:
         worker.leave()
     return code
@@ -85,6 +86,7 @@ class Runner:
     paired: set[tuple[str, int]] = field(default_factory=set)  # entry and seed that were compared
     looked: set[str] = field(default_factory=set)  # nodes that may have been done before
     broken: int = 0  # commands that failed
+    begun: int = 0  # commands that this worker began
 
     def __post_init__(self) -> None:
         self.nodes = nodes_of(self.study)
@@ -92,6 +94,23 @@ class Runner:
         self.gpus = visible_gpus() if self.study.jobs > 1 else []
         self.seconds = SECONDS if self.worker is None else self.worker.seconds
         self._waiting: list[str] = []
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Stops at the end what still runs. StudyHalted where, after commands had begun, something ends it that
+        a user can put right.
+        """
+        try:
+            yield
+        except Exception as error:
+            code, text = explained(error) or (None, "")
+            if code != REFUSED or not self.begun:
+                raise
+            raise StudyHalted(
+                f"{self.study.out}: ended after commands had begun, of which all is kept that they made: {text}"
+            ) from error
+        finally:
+            self.stop()
 
     def go(self) -> int:
         """Runs until nothing more can be done; returns the exit code."""
@@ -243,6 +262,7 @@ class Runner:
             self._lose(node)
             return
         self.running.append(running)
+        self.begun += 1
         if not again:
             self.bar.note(f"begins: {node.id}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,11 +18,15 @@ import pytest
 
 from encode.config import EncodeConfig
 from encode.run.job import run as encode
+from eval.errors import StudyHalted
 from eval.study.graph import Node
 from eval.study.run import runner
+from eval.study.run.claims import Claim
 from eval.study.run.runner import Runner
 from eval.study.status import status
 from eval.study.study import Study
+from shards import exits
+from shards.exits import MAKE_ROOM
 from shards.signals import stoppable
 from tests.eval.study.small_study import (
     ROOT,
@@ -206,6 +211,26 @@ def test_a_stop_ends_a_command_in_order(tmp_path: Path) -> None:
     assert stoppable(go) == 128 + signal.SIGTERM
     assert (tmp_path / "saves").exists()
     assert not work.study.log("encode/saves").with_suffix(".json").exists()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_disk_that_is_full_ends_a_study_as_work_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """As what cannot be run at all before the first command: at its log, or at the record of how it ended."""
+    work = runner_of(tmp_path, python(tmp_path, "made", TOUCH))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a/path")
+
+    monkeypatch.setattr(Claim, "write" if begun else "remove", full)
+    with pytest.raises((StudyHalted, OSError)) as caught, work.at_work():
+        work.go()
+    code, message = exits.explained(caught.value) or (None, "")
+    assert code == (3 if begun else 2)
+    assert f"No space left on device: 'a/path'. {MAKE_ROOM}" in message
+    assert (tmp_path / "made").exists() == begun
+    assert work.claims == {}
 
 
 @pytest.mark.parametrize("needs", [(), ("encode/first",)])

@@ -112,10 +112,8 @@ def work(path: Path, out: Path, seconds: float) -> int:
         runner = Runner(study, worker)
         runner.nodes, runner.existing = nodes_in(path.parent), Made()  # type: ignore[assignment]
         runner._encoded = lambda: None  # type: ignore[method-assign]  # there are no columns
-        try:
+        with runner.at_work():
             return runner.go()
-        finally:
-            runner.stop()
     finally:
         worker.leave()
 
