@@ -49,6 +49,9 @@ NETWORK = {
     "https": "the url and the network",
 }
 SLICE = 0.2  # seconds after which a pause looks whether the program ends
+PANIC = (
+    "PanicException"  # which the library raises of values that it takes for checked; no Exception
+)
 CREATE = ("creating", "copying")  # work to which 409 says that an object exists
 NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|specified bucket does not exist")
 EXPIRED = re.compile("ExpiredToken|TokenExpired|[Tt]oken (has|is) expired|specified time frame")
@@ -162,8 +165,19 @@ class Client:
         """Returns obstore's store of this process for requests that "read", "list", "upload" or "copy"."""
         key = (os.getpid(), kind)
         if key not in self._stores:
-            self._stores[key] = self._connect(kind)
+            errors = library().exceptions.BaseError, OSError, ValueError
+            try:
+                self._stores[key] = self._connect(kind)
+            except errors as error:  # no request was made
+                raise self._unusable(error) from None
         return self._stores[key]
+
+    def _unusable(self, error: BaseException) -> StoreError:
+        return StoreError(
+            f"{self.root}: its url and the environment are not those of a store that can be asked: "
+            f"{reason(str(error))}. Correct the url, or the variable {PREFIX[self.scheme]}_... that "
+            "has this value (a line's end in it counts)"
+        )
 
     def _connect(self, kind: str) -> Any:
         limits, prefix = self.limits, PREFIX[self.scheme]
@@ -239,6 +253,10 @@ class Client:
                         + (f"The server asked to wait for {asked:.0f} s. " if asked else "")
                         + self._advice(error, library_)
                     ) from None
+            except BaseException as error:
+                if type(error).__name__ != PANIC:
+                    raise
+                raise self._unusable(error) from None
             seconds = min(self.limits.backoff * 2**tries, self.limits.max_backoff)
             pause(seconds * random.uniform(0.5, 1))
             if throttled and tries > 1:  # a single one is most often followed by an answer

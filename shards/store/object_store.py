@@ -59,11 +59,12 @@ class RemoteStore(Store):
             not bucket
             or {"?", "#"} & set(path)
             or re.search(r"@|:(?!\d*$)", bucket)  # a server's port is none
-            or "" in path.split("/")
+            or {"", ".", ".."} & set(path.split("/"))
+            or re.search(r"[\x00-\x1f\x7f]", path)
         ):
             raise StoreError(
-                f"{redacted(url)}: expected {scheme}://<bucket>/<path> without empty parts, `?`, `#`, "
-                "or a user or password"
+                f"{redacted(url)}: expected {scheme}://<bucket>/<path> without empty parts, `.`, `..`, `?`, "
+                "`#`, tabs, line ends, or a user or password"
             )
         self._client = Client(f"{scheme}://{bucket}", limits or Limits())
         self._cache, self._cache_bytes, self.page_bytes = cache, cache_bytes, page_bytes

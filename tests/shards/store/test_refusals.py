@@ -227,3 +227,42 @@ def test_an_object_whose_tag_changes_is_another(
     opened.replace("x", b"atad")
     with pytest.raises(StoreError, match="replaced while it was open"):
         opened.preadv(handle, [memoryview(bytearray(2))], 1)
+
+
+# What the environment and urls say ----------------------------------------------------------------
+
+
+WRONG = {
+    "s3": [
+        ("AWS_ENDPOINT_URL", ""),
+        ("AWS_ENDPOINT_URL", "localhost"),
+        ("AWS_ENDPOINT_URL", "127.0.0.1:9000"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:99999"),
+        ("AWS_ACCESS_KEY_ID", "a-line\n"),
+        ("AWS_ALLOW_HTTP", "maybe"),
+        ("AWS_SKIP_SIGNATURE", "perhaps"),
+        ("AWS_COPY_IF_NOT_EXISTS", "sometimes"),
+    ],
+    "az": [("AZURE_STORAGE_ACCOUNT_KEY", "no base64!"), ("AZURE_ENDPOINT", "nowhere")],
+    "gs": [("GOOGLE_BASE_URL", "nowhere"), ("GOOGLE_BEARER_TOKEN", "a-line\n")],
+}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "value"), [(s, *pair) for s, pairs in WRONG.items() for pair in pairs]
+)
+def test_a_variable_that_makes_no_sense_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, name: str, value: str
+) -> None:
+    point_to(monkeypatch, 9)
+    point_to_azure(monkeypatch, 9)
+    point_to_google(monkeypatch, 9)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError, match=f"Correct the url, or the variable {name[:3]}.*_... that"):
+        RemoteStore(f"{scheme}://shelf/x", SHORT).read("column.json")
+
+
+@pytest.mark.parametrize("path", ["./x", "a/../x", "x/..", "a\tb", "a\nb", "/x"])
+def test_a_url_that_names_no_object_is_refused(path: str) -> None:
+    with pytest.raises(StoreError, match=r"expected s3://<bucket>/<path> without empty parts"):
+        RemoteStore(f"s3://shelf/{path}")
