@@ -63,6 +63,25 @@ def _registered(named: str | None, registry: Mapping[str, ModelSpec]) -> ModelSp
     return next((spec for spec in registry.values() if spec.path == named), None)
 
 
+def check_named(flag: str, named: str | None, registry: Mapping[str, ModelSpec]) -> None:
+    """Raises ModelNotUsable where a flag names a model that is not there, as far as that is known
+    without a look into the hub: a path that begins in a folder that exists is none of its ids.
+    """
+    if named is None or _registered(named, registry) or Path(named).exists():
+        return  # a file may be of a class of the user's own
+    try:
+        location(named)
+    except ModelNotUsable as error:
+        raise ModelNotUsable(
+            f"{flag}: {error}. Name a folder, or one of {', '.join(registry)}"
+        ) from None
+    if Path(named).parent.is_dir():
+        raise ModelNotUsable(
+            f"{flag}: {named}: found no such folder in {Path(named).parent}, expected that of a model. Correct the "
+            f"path, or name one of {', '.join(registry)}"
+        )
+
+
 def _place(name: str) -> Path:
     return Path(location(name)) if name.startswith("package:") else Path(name)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from encode.models import Vae
+from encode.registry import VAES
 from shards import Norm
 from shards.read import undraw
 from train.checkpoints.checkpoint import CheckpointError
@@ -22,7 +23,7 @@ from train.model import LEAST_SHIFT, MOST_SHIFT, DiT
 from ..errors import BadRequest, EncoderMismatch
 from ..prompts.prompts import Half
 from .checkpoint import TYPES, Checkpoint
-from .encoders import Text, latent_shape, vae_of
+from .encoders import Text, check_named, latent_shape, vae_of
 from .ranks import check_device
 from .runs import Run
 from .sampler import Interval, sample
@@ -63,7 +64,9 @@ class Request:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """BadRequest for a seed, a guidance, a shift, an average or a device that cannot be."""
+        """BadRequest for a seed, a guidance, a shift, an average or a device that cannot be;
+        ModelNotUsable for a VAE that is not there (of a text encoder, prompts may be encoded already).
+        """
         if not 0 <= self.seed < 2**64:
             raise BadRequest(f"--seed: found {self.seed}, expected 0 to 2**64 - 1")
         if not 0 <= self.guidance_scale < math.inf:  # which NaN is not either
@@ -78,6 +81,8 @@ class Request:
         if self.ema is not None:
             self._check_ema(self.ema)
         check_device(self.device)
+        if not self.allow_class:  # which alone knows what its path names
+            check_named("--vae", self.vae, VAES)
 
     def _check_ema(self, length: float) -> None:
         if not SHORTEST_EMA <= length <= LONGEST_EMA:

@@ -20,7 +20,7 @@ from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
 from ..prompts.prompts import LEAST_HALVED
 from .earlier import refuse_changed, take_over
-from .encoders import check_classes, check_encoders, places
+from .encoders import check_classes, check_decoders, check_encoders, places
 from .flags import generate_settings, scorer_settings
 from .graph import Node, nodes_of
 from .pictures import prompts_of
@@ -87,6 +87,8 @@ def preflight(study: Study) -> Study:
     existing = Existing(study)
     missing = [node for node in nodes_of(study) if not existing.done(node)]
     check_room(study, missing)
+    if any(node.kind == "generate" for node in missing):
+        check_decoders(study)
     if any(node.kind == "score" for node in missing):
         check_scorers(study)
     return study

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from encode.errors import ModelNotUsable
-from encode.registry import VAES, ModelSpec, location, lookup
+from encode.registry import TEXTS, VAES, ModelSpec, location, lookup
 
 from ..errors import BadStudy
+from ..images.encoders import check_named
+from .flags import generate_settings
 from .graph import allowed_classes
 from .reuse import column_exists, column_identity
 from .study import Study
@@ -52,6 +54,34 @@ def check_classes(study: Study) -> None:
                     f"imported because a column says so. Read that class; to run it, say generate: {{allow_class: "
                     f"[{cls}]}}"
                 )
+
+
+def check_decoders(study: Study) -> None:
+    """Raises BadStudy where the VAE or the text encoder that pictures are to be made with is not there: one that
+    `generate` names, or the VAE of a column that exists.
+    """
+    flags = generate_settings(study)
+    try:
+        if not allowed_classes(study):  # which alone know what a path names
+            check_named("vae", flags["vae"], VAES)
+        if not (study.out / "images/text").exists():  # of prompts that are encoded already
+            check_named("text_encoder", flags["text_encoder"], TEXTS)
+    except ModelNotUsable as error:
+        raise BadStudy(f"{study.path}: generate: {error}") from None
+    for entry in study.entries if flags["vae"] is None else ():
+        data = study.train_config(entry, study.seeds[0]).data.resolved()
+        for column in places(data.latents):
+            encoder = column_identity(column).get("encoder") or {}
+            path = encoder.get("path") if isinstance(encoder, dict) else None
+            if not isinstance(path, str) or ":" in str(encoder.get("class")):
+                continue
+            try:
+                location(path)
+            except ModelNotUsable as error:
+                raise BadStudy(
+                    f"{study.path}: {entry}: {column}: the VAE that made it is needed for pictures: {error}. Run this "
+                    "from the folder that it was encoded from, or name the VAE's place: generate: {vae: DIR}"
+                ) from None
 
 
 def _other_encoder(identity: Json, model: ModelSpec, own: Any) -> Iterator[str]:

@@ -16,10 +16,11 @@ from rich.table import Column, Table
 from shards.console import counted, duration_text, render, size_text
 from train.plan import Efficiency, gpu_named
 
-from ...errors import OutputEdited, StudyChanged
+from ...errors import BadStudy, OutputEdited, StudyChanged
 from ...images.flags import plain
 from ..checks import check_reconstructions
 from ..earlier import refuse_changed, take_over, taken_over
+from ..encoders import check_decoders
 from ..flags import generate_settings, scorer_settings
 from ..graph import Kind, nodes_of
 from ..reuse import Existing, read_record
@@ -138,7 +139,9 @@ def plan_existing(study: Study, assumptions: Assumptions) -> StudyPlan:
     try:
         refuse_edited(study)
         refuse_changed(study)
-    except (OutputEdited, StudyChanged) as error:
+        if plan.to_make("generate"):
+            check_decoders(study)
+    except (BadStudy, OutputEdited, StudyChanged) as error:
         return replace(plan, notes=(f"`study run` will refuse: {error}", *plan.notes))
     return plan
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,3 +220,21 @@ def test_a_folder_says_which_class_it_is(tmp_path: Path) -> None:
         text_named(str(tmp_path))
     with pytest.raises(ModelNotUsable, match="gemma-3b: no such folder, and none of gemma-2b"):
         text_named("gemma-3b")
+
+
+def test_a_vae_that_is_not_there_is_refused_before_a_checkpoint_is_read(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"checkpoint": tmp_path / "none", "save_dir": tmp_path / "out"}
+    (tmp_path / "models").mkdir()
+    for place in (tmp_path / "vaes/flux", "a/b/c", "fluxx"):
+        with pytest.raises(
+            ModelNotUsable, match=f"^--vae: {place}: no such folder.* one of flux, "
+        ):
+            Request(**fields, vae=str(place))
+    with contextlib.chdir(tmp_path):
+        with pytest.raises(
+            ModelNotUsable, match="^--vae: models/flx: found no such folder in models, "
+        ):
+            Request(**fields, vae="models/flx")
+        for place in ("models", "owner/of-the-hub", "flux", "REPA-E/e2e-flux-vae"):
+            Request(**fields, vae=place)
+        Request(**fields, vae="models/flx", allow_class=["mine:Vae"])  # it knows what that is

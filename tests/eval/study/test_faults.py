@@ -267,6 +267,40 @@ def test_reconstructions_that_are_absent_are_refused_by_the_plan_too(made: Path)
     check_reconstructions(opened(made, entries=entries, panel=absent))
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"vae": "/absent/vae"}, "generate: vae: /absent/vae: no such folder, and no hub id"),
+        ({"vae": "{made}/kll"}, "generate: vae: {made}/kll: no such folder"),
+        ({"text-encoder": "a/b/c"}, "generate: text_encoder: a/b/c: no such folder"),
+    ],
+)
+def test_an_encoder_that_is_not_there_is_found_before_anything_runs(
+    made: Path, flags: dict[str, str], message: str
+) -> None:
+    flags = {name: value.format(made=made) for name, value in flags.items()}
+    sampling = {"guidance_scale": 1, "num_inference_steps": 2, "batch_size": 6}
+    changed = opened(made, "no-encoder", generate=sampling | flags)
+    with pytest.raises(BadStudy, match=re.escape(message.format(made=made))):
+        preflight(changed)
+    (note,) = [n for n in plan_existing(changed, Assumptions()).notes if "refuse" in n]
+    assert message.format(made=made) in note
+    preflight(opened(made, generate=sampling | flags))  # all its pictures exist
+
+
+def test_a_vae_of_a_column_that_moved_is_found_before_anything_runs(made: Path) -> None:
+    sampling = {"guidance_scale": 1, "num_inference_steps": 2, "batch_size": 6}
+    (made / "kl").rename(made / "moved")
+    try:
+        with pytest.raises(
+            BadStudy, match=r"plain: \S+/pets/plain: the VAE that made it is needed"
+        ):
+            preflight(opened(made, "no-encoder", generate=sampling))
+    finally:
+        (made / "moved").rename(made / "kl")
+    preflight(opened(made, "no-encoder", generate=sampling))
+
+
 def test_other_prompts_are_said_in_words(made: Path, tmp_path: Path) -> None:
     """And not by two digests."""
     (tmp_path / "others.json").write_text(json.dumps({"one": "a horse"}))
