@@ -12,7 +12,10 @@ carries.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from shards import sha256_file
 
 from ..errors import MissingWeights
 from ..images.ranks import check_device
+from .pretrained import damaged
 
 # network -> torchvision's file, the layers that are compared
 BACKBONES = {
@@ -46,13 +50,16 @@ class Lpips:
         self.name, self._device = f"lpips-{network}", torch.device(device)
         self.weights = {"backbone": sha256_file(backbone), "heads": sha256_file(heads)}
         model = models.alexnet() if network == "alex" else models.vgg16()
-        stored = torch.load(backbone, "cpu", weights_only=True)
-        model.features.load_state_dict(
-            {k.removeprefix("features."): v for k, v in stored.items() if k.startswith("features.")}
-        )
+        with _loading(backbone, _backbone_url(network)):
+            stored = torch.load(backbone, "cpu", weights_only=True)
+            model.features.load_state_dict({
+                k.removeprefix("features."): v for k, v in stored.items() if k.startswith("features.")
+            })  # fmt: skip
         self._features = model.features.eval().requires_grad_(False).to(self._device)
-        weights = torch.load(heads, "cpu", weights_only=True)
-        self._heads = [weights[f"lin{i}.model.1.weight"].to(self._device) for i in range(5)]
+        with _loading(heads, f"weights/v0.1/{heads.name} of the package lpips"):
+            weights = torch.load(heads, "cpu", weights_only=True)
+            rows = [weights[f"lin{i}.model.1.weight"] for i in range(5)]
+        self._heads = [row.to(self._device) for row in rows]
 
     @torch.inference_mode()
     def __call__(self, a: NDArray[np.uint8], b: NDArray[np.uint8]) -> list[float]:
@@ -78,6 +85,21 @@ class Lpips:
         return activations
 
 
+@contextmanager
+def _loading(path: Path, source: str) -> Iterator[None]:
+    """Turns what torch raises of a file that is cut off, or is another, into MissingWeights."""
+    try:
+        yield
+    except (
+        RuntimeError, UnpicklingError, EOFError, KeyError, AttributeError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        raise damaged(path, source, error) from error
+
+
+def _backbone_url(network: str) -> str:
+    return f"https://download.pytorch.org/models/{BACKBONES[network][0]}"
+
+
 def find(network: str, folder: Path | None) -> tuple[Path, Path]:
     """Returns the files of backbone and heads; MissingWeights says what is missing."""
     package = importlib.util.find_spec("lpips")
@@ -93,7 +115,7 @@ def find(network: str, folder: Path | None) -> tuple[Path, Path]:
         if not files:
             raise MissingWeights(
                 f"LPIPS needs {file}: not found in {' or '.join(str(f) for f in folders if f) or 'any folder'}. The "
-                f"backbone is https://download.pytorch.org/models/{backbone}; the heads are weights/v0.1/{heads} of "
+                f"backbone is {_backbone_url(network)}; the heads are weights/v0.1/{heads} of "
                 "the package lpips (`pip install lpips`). Name their folder with --lpips"
             )
         paths[file] = files[0]

@@ -53,20 +53,23 @@ def inception(folder: Path | None, device: str = "cpu") -> Network:
     """
     folder = folder or Path(tempfile.gettempdir())
     path = folder / INCEPTION
-    if not path.is_file():
-        from cleanfid import downloads_helper
+    from cleanfid.downloads_helper import inception_url
 
+    if not path.is_file():
         raise MissingWeights(
-            f"FID needs Inception's weights: found no {INCEPTION} in {folder}. Fetch "
-            f"{downloads_helper.inception_url} on a machine with a network, copy the file here, and name its folder "
-            "with --inception. Without them there is no FID"
+            f"FID needs Inception's weights: found no {INCEPTION} in {folder}. Fetch {inception_url} on a machine "
+            "with a network, copy the file here, and name its folder with --inception. Without them there is no FID"
         )
     from cleanfid.inception_torchscript import InceptionV3W
     from cleanfid.resize import build_resizer
 
     check_device(device)
     resize = build_resizer("clean")
-    module = InceptionV3W(str(folder), download=False).to(device).eval()
+    try:
+        module = InceptionV3W(str(folder), download=False)
+    except (RuntimeError, AttributeError, ValueError) as error:
+        raise pretrained.damaged(path, inception_url, error) from error
+    module = module.to(device).eval()
     return Network(
         INCEPTION.removesuffix(".pt"), sha256_file(path), "clean299", 2_048,
         lambda picture: torch.from_numpy(resize(picture).transpose(2, 0, 1)), module, device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ def part(cls: str, path: str) -> Any:
         ModelNotUsable, OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError,
     ) as error:  # fmt: skip
         raise _missing(path, f"{path}: cannot be loaded as {cls} ({one_line(error)})") from error
+
+
+def damaged(path: Path, source: str, error: Exception) -> MissingWeights:
+    """Returns what is said of a file of weights that exists and cannot be loaded."""
+    return MissingWeights(
+        f"{path}: not the weights that are expected, or cut off ({one_line(error)}). Fetch {source} again"
+    )
 
 
 def _missing(path: str, problem: str) -> MissingWeights:

@@ -62,3 +62,19 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "vgg16-397923af.pth").touch()
     with pytest.raises(MissingWeights, match=r"vgg\.pth: not found .*pip install lpips"):
         Lpips("vgg", tmp_path)
+
+
+def test_files_that_are_cut_off_are_named(tmp_path: Path) -> None:
+    for name in ("alex.pth", "alexnet-owt-7be5be79.pth"):
+        save_weights(tmp_path)
+        whole = (tmp_path / name).read_bytes()
+        for data in (whole[: len(whole) // 2], b"", b"<html>not found</html>"):
+            (tmp_path / name).write_bytes(data)
+            with pytest.raises(
+                MissingWeights, match=rf"{name}: not the weights .*\. Fetch \S+{name}"
+            ):
+                Lpips("alex", tmp_path)
+    save_weights(tmp_path)
+    (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes((tmp_path / "alex.pth").read_bytes())
+    with pytest.raises(MissingWeights, match=r"alexnet-owt-7be5be79\.pth: not the weights"):
+        Lpips("alex", tmp_path)

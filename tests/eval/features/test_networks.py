@@ -14,7 +14,7 @@ from PIL import Image
 from eval.commands import main
 from eval.errors import BadRequest, MissingWeights
 from eval.features import pretrained
-from eval.features.networks import Clip, dinov2, inception
+from eval.features.networks import INCEPTION, Clip, dinov2, inception
 from tests.eval.small import (
     LENGTH,
     WORDS,
@@ -150,6 +150,17 @@ def test_missing_weights_are_named_with_a_way_to_get_them(tmp_path: Path) -> Non
         MissingWeights, match=r"clip: expected a tokenizer of the model's 12 tokens, found \d "
     ):
         Clip(str(folder)).load_tokenizer()
+
+
+def test_weights_that_are_cut_off_are_named(tmp_path: Path) -> None:
+    path = save_inception(tmp_path) / INCEPTION
+    for data in (path.read_bytes()[:5_000], b"", b"<html>not found</html>"):
+        path.write_bytes(data)
+        with pytest.raises(MissingWeights, match=rf"{INCEPTION}: not the weights .*Fetch https:"):
+            inception(tmp_path)
+    torch.save({"layers": torch.zeros(1)}, path)
+    with pytest.raises(MissingWeights, match="not the weights"):
+        inception(tmp_path)
 
 
 def test_missing_weights_on_the_command_line(tmp_path: Path) -> None:
