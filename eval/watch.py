@@ -54,7 +54,7 @@ STEP = re.compile(r"step-(\d{8,})")
 # Fields of a request that say from what, where and how fast is sampled, not what.
 UNCOMPARED = {
     "checkpoint", "tag", "prompts", "save_dir", "vae", "text_encoder", "allow_other_encoder", "text_cache", "device",
-    "batch_size", "threads",
+    "batch_size", "threads", "allow_class",
 }  # fmt: skip
 
 
@@ -232,7 +232,9 @@ class Watcher:
             if key:
                 self.unreadable.add(key)
             elif last:
-                return print(f"{self.run}: all checkpoints that exist are scored", flush=True)
+                left = ", ".join(map(str, self.unscored()))
+                but = f", but for those that were passed over: step {left}" if left else ""
+                return print(f"{self.run}: all checkpoints that exist are scored{but}", flush=True)
             else:
                 time.sleep(every)
 
@@ -252,7 +254,11 @@ class Watcher:
         return steps
 
     def pending(self) -> list[int]:
-        """Returns the steps to be scored, the next one first: of checkpoints that exist, and of
+        """Returns the steps to be scored, the next one first, without those that could not be read."""
+        return [step for step in self.unscored() if self._key(step) not in self.unreadable]
+
+    def unscored(self) -> list[int]:
+        """Returns the steps without scores, in the watcher's order: of checkpoints that exist, and of
         finished sets whose checkpoint is gone.
 
         FormatVersion where another release made any of the sets: this one must not replace it.
@@ -264,12 +270,12 @@ class Watcher:
                 read_manifest(manifest)
         names = saved | {path.parent.name for path in sets if _value(path, "complete")}
         records, requested = self.records(), {scorer.name for scorer in self.scorers}
-        pending = [
+        unscored = [
             step for name in names
-            if (step := number_of(Path(name))) is not None and self._key(step) not in self.unreadable
+            if (step := number_of(Path(name))) is not None
             and (not requested <= set(records.get(step, {}).get("asked", [])) or self._outdated(step, records))
         ]  # fmt: skip
-        return sorted(pending, reverse=self.order == "newest")
+        return sorted(unscored, reverse=self.order == "newest")
 
     def _checkpoint(self, step: int) -> Path:
         return self.run / "checkpoints" / f"step-{step:08d}"

@@ -246,6 +246,7 @@ def test_checkpoints_that_vanish_or_are_damaged_are_passed_over(
     assert watch(trained, request_of(trained), scorers(), once=True) == 0
     assert "step 20: passed over. " in (told := capsys.readouterr().out)
     assert "damaged" in told
+    assert told.endswith("are scored, but for those that were passed over: step 20\n")
     assert [record["step"] for record in lines(trained)] == [10]
 
     watcher = Watcher(trained, request_of(trained), scorers(), "oldest")
@@ -381,8 +382,9 @@ def test_bad_input_is_said_before_anything_is_written(trained: Path, tmp_path: P
 
 
 def test_other_settings_are_refused(trained: Path) -> None:
-    with Watcher(trained, request_of(trained), scorers(), "newest").alone():
-        pass
+    for named in (None, ["own:Vae"]):  # once the first watcher was refused for want of it
+        with Watcher(trained, request_of(trained, allow_class=named), scorers(), "newest").alone():
+            pass
     other = request_of(trained, guidance_scale=3.0, batch_size=1)
     with pytest.raises(Watched, match=r"guidance_scale: found 6.0, expected 3.0") as error:
         watch(trained, other, scorers(), once=True)
