@@ -12,7 +12,7 @@ their features and answers of models. How is chosen is in `eval.scores.choose`.
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ def _prompts_of_half(request: Request, scorers: Sequence[ScorerRequest]) -> int:
     place = f"a half of {request.prompts or prompts.benchmark}"
     for scorer in scorers:  # loads its weights, and asks for enough pictures
         scorer.scorer.ready(scorer.args)
-        scorer.scorer.suits(scorer.args, prompts)
+        of_half = Namespace(**{**vars(scorer.args), "partial": True})  # as `score_set` has it
+        scorer.scorer.suits(of_half, prompts)
         scorer.scorer.enough(scorer.args, per_prompt * count, place)
     return count
 

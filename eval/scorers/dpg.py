@@ -26,6 +26,7 @@ from ..errors import BadQuestions
 from ..images.imageset import ImageSetReader, PictureRef
 from ..images.layouts import Picture
 from ..images.ranks import Rank
+from ..prompts.prompts import Prompts
 from ..scores.aggregate import aggregate, pooled
 from ..scores.results import Item, Score
 from ..scores.scorer import Scorer, label
@@ -66,12 +67,19 @@ def _ready(args: argparse.Namespace) -> None:
     vlm.load(args, vlm.ANY)
 
 
+def _suits(args: argparse.Namespace, prompts: Prompts) -> None:
+    _count_absent(read_questions(args.csv), prompts, args.partial)
+
+
+def _count_absent(questions: Questions, prompts: Prompts, partial: bool) -> int:
+    return count_absent(questions, [prompt.id for prompt in prompts.items], partial, ADVICE)
+
+
 def _score(
     images: ImageSetReader, args: argparse.Namespace
 ) -> Iterator[tuple[Score, Sequence[Item]]]:
     questions = read_questions(args.csv)
-    ids = [prompt.id for prompt in images.prompts.items]
-    absent = count_absent(questions, ids, args.partial, ADVICE)
+    absent = _count_absent(questions, images.prompts, args.partial)
     model = vlm.load(args, vlm.ANY)
     texts = {name: [[q.number, q.text] for q in group] for name, group in questions.items()}
     key = {"vlm": model.identity, "prompt": PROMPT, "questions": sha256(canonical_json(texts))}
@@ -106,7 +114,7 @@ def _score(
         yield score, items
 
 
-SCORER = Scorer(_flags, _score, _ready)
+SCORER = Scorer(_flags, _score, _ready, suits=_suits)
 
 
 def read_questions(path: Path) -> Questions:

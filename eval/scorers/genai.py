@@ -47,11 +47,19 @@ def _ready(args: argparse.Namespace) -> None:
     vlm.load(args, vlm.EXACT)
 
 
+def _suits(args: argparse.Namespace, prompts: Prompts) -> None:
+    _skills(args, prompts)
+
+
+def _skills(args: argparse.Namespace, prompts: Prompts) -> tuple[Skills, int]:
+    path = args.skills or FETCHED.parents[1] / prompts.benchmark / FETCHED.name
+    return read_skills(path, prompts, args.partial)
+
+
 def _score(
     images: ImageSetReader, args: argparse.Namespace
 ) -> Iterator[tuple[Score, Sequence[Item]]]:
-    path = args.skills or FETCHED.parents[1] / images.prompts.benchmark / FETCHED.name
-    skills, absent = read_skills(path, images.prompts, args.partial)
+    skills, absent = _skills(args, images.prompts)
     model = vlm.load(args, vlm.EXACT)
     key = {"vlm": model.identity, "prompt": QUESTION, "prompts": images.prompts.digest}
 
@@ -80,7 +88,7 @@ def _score(
     yield score, items
 
 
-SCORER = Scorer(_flags, _score, _ready)
+SCORER = Scorer(_flags, _score, _ready, suits=_suits)
 
 
 def read_skills(path: Path, prompts: Prompts, partial: bool = False) -> tuple[Skills, int]:

@@ -139,7 +139,11 @@ def _with_colours(
     return objects
 
 
-SCORER = Scorer(_flags, _score, _models)
+def _suits(args: argparse.Namespace, prompts: Prompts) -> None:
+    check(prompts)
+
+
+SCORER = Scorer(_flags, _score, _models, suits=_suits)
 
 
 # The verdict --------------------------------------------------------------------------------------

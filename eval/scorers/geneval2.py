@@ -8,7 +8,7 @@ as the official scorer does.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..errors import BadQuestions
 from ..images.imageset import ImageSetReader, PictureRef
 from ..images.layouts import Picture
 from ..images.ranks import Rank
+from ..prompts.prompts import Prompts
 from ..scores.aggregate import aggregate, pooled
 from ..scores.results import Item, Score
 from ..scores.scorer import Scorer, label
@@ -56,12 +57,19 @@ def _ready(args: argparse.Namespace) -> None:
     vlm.load(args, vlm.ANY)
 
 
+def _suits(args: argparse.Namespace, prompts: Prompts) -> None:
+    _count_absent(read_questions(args.questions), prompts, args.partial)
+
+
+def _count_absent(questions: Mapping[str, PromptQuestions], prompts: Prompts, partial: bool) -> int:
+    return count_absent(questions, [prompt.text for prompt in prompts.items], partial, ADVICE)
+
+
 def _score(
     images: ImageSetReader, args: argparse.Namespace
 ) -> Iterator[tuple[Score, Sequence[Item]]]:
     questions = read_questions(args.questions)
-    texts = [prompt.text for prompt in images.prompts.items]
-    absent = count_absent(questions, texts, args.partial, ADVICE)
+    absent = _count_absent(questions, images.prompts, args.partial)
     model = vlm.load(args, vlm.ANY)
     pairs_of = {prompt: group.questions for prompt, group in questions.items()}
     key = {"vlm": model.identity, "prompt": PROMPT, "questions": sha256(canonical_json(pairs_of))}
@@ -98,7 +106,7 @@ def _score(
         yield score, mean_items
 
 
-SCORER = Scorer(_flags, _score, _ready)
+SCORER = Scorer(_flags, _score, _ready, suits=_suits)
 
 
 def read_questions(path: Path) -> dict[str, PromptQuestions]:

@@ -30,7 +30,7 @@ class Scorer:
     ready: Callable[[argparse.Namespace], object] = lambda args: None
     # raises TooFewImages where a count of pictures, of the set that the text names, is too small
     enough: Callable[[argparse.Namespace, int, str], None] = lambda args, count, where: None
-    # raises BadPrompts where pictures of these prompts cannot be scored
+    # raises BadPrompts or BadQuestions where pictures of these prompts cannot be scored
     suits: Callable[[argparse.Namespace, Prompts], None] = lambda args, prompts: None
 
 
