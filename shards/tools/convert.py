@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..column.commits import (
+    TAR_BYTES,
     commit_name,
     committed,
     failure_name,
@@ -191,7 +192,9 @@ def convert_shard(task: ConvertTask, report: Report) -> None:
             writer.put_block(values, np.where(status == Status.NON_FINITE, Status.OK, status))
         # a path may be any bytes, a record is text
         path = os.fsencode(source.path).decode(errors="backslashreplace")
-        writer.commit({"converted": path}, source._tables.members(shard))
+        made_of = read_commit(source.store, shard).provenance
+        of_tar = {TAR_BYTES: made_of[TAR_BYTES]} if TAR_BYTES in made_of else {}
+        writer.commit({"converted": path, **of_tar}, source._tables.members(shard))
     source.close()
 
 

@@ -15,6 +15,7 @@ from encode.source.tars import scan_tar
 from eval.errors import MissingPictures
 from eval.images.originals import Originals
 from shards import Column, IdentityMismatch, exits, open_source, put_index
+from shards.tools.convert import convert
 from shards.tools.repair import repair
 from shards.tools.verify import check_source, examine, logical_digest, verify
 from tests.encode.toy import files_of, write_config, write_source
@@ -111,7 +112,9 @@ def test_a_tar_that_failed_is_fetched_again_with_another_size(
     shutil.rmtree(vae)
     assert run(config) == 0
     assert logical_digest(vae) == digest
-    for column in (vae, text):
+    converted = convert(vae, vae.with_name("smaller"), codec="blosc").path
+    assert run(config) == 0
+    for column in (vae, text, converted):
         examination = examine(column)
         assert check_source(examination, [tmp_path / "tars"]) == 2
         assert examination.faults == []
