@@ -227,7 +227,12 @@ def _model_file(
     for subfolder in subfolders:
         file = folder / subfolder / "config.json"
         if file.is_file():
-            values = read_json(file)
+            try:
+                values = read_json(file)
+            except ValueError as error:
+                raise ModelNotUsable(
+                    f"{file}: found no JSON ({error}), expected a model as it was saved. Fetch it again"
+                ) from None
             if isinstance(values, dict) and isinstance(values.get(key), str):
                 return values, {"subfolder": subfolder} if subfolder else {}
     places = " or ".join(f"{folder / s}/config.json".replace("//", "/") for s in subfolders)

@@ -60,7 +60,12 @@ def explained(error: BaseException) -> tuple[int, str] | None:
         return None
     if error.errno not in REMEDIES or (error.errno == errno.ENOENT and error.filename is None):
         return None
-    return 2, f"{type(error).__name__}: {error}. {REMEDIES[error.errno]}"
+    return 2, f"{type(error).__name__}: {error}. {remedy(error)}"
+
+
+def remedy(error: OSError) -> str:
+    """Returns what to do about an error of the system."""
+    return REMEDIES.get(error.errno or 0, "Make room, or give the rights, then run again")
 
 
 def failed(error: BaseException) -> int:

@@ -17,6 +17,7 @@ from functools import partial
 from shards import ObjectsMissing, Store, put_complete
 from shards.column import Lease, commit_name, failure_name
 from shards.console import counted, render, say_next
+from shards.exits import remedy
 from shards.format import FAILURE, VERSION, FailureRecord, sealed
 from shards.format.atomic import Json
 from shards.signals import Stopped, stoppable
@@ -80,9 +81,7 @@ def _run(config: EncodeConfig, options: Options) -> int:
     except OSError as error:
         if getattr(type(error), "exit_code", None) is not None:
             raise
-        raise EncodeError(
-            f"cannot go on: {error}. Make room, or give the rights, then run again"
-        ) from error
+        raise EncodeError(f"cannot go on: {error}. {remedy(error)}") from error
 
 
 @contextmanager

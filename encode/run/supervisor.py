@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from shards import FormatVersion, IncompleteColumn, LeaseHeld, ShardsError, StoreError
 from shards.column import Lease
+from shards.exits import remedy
 from shards.printing import redacted
 
 from ..config import EngineConfig
@@ -184,8 +185,6 @@ def is_final(error: Exception) -> bool:
 
 def refuse(error: Exception) -> NoReturn:
     """Raises what would hit every shard: a full disk, missing rights, records of a newer release."""
-    if isinstance(error, FormatVersion):
+    if not isinstance(error, OSError) or isinstance(error, FormatVersion):
         raise error
-    raise EncodeError(
-        f"cannot go on: {error}. Make room or give the rights, then run again"
-    ) from error
+    raise EncodeError(f"cannot go on: {error}. {remedy(error)}") from error

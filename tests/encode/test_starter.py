@@ -127,6 +127,7 @@ def test_models_by_name_class_and_folder(
         (["--sources", "tars", "--vae", "gemma-2b"], "of the other kind, expected --text gemma-2b"),
         (["--sources", "tars", "--vae", "bare"], "no '_class_name' in"),
         (["--sources", "tars", "--text", "bare"], "no 'model_type' in"),
+        (["--sources", "tars", "--vae", "photos"], "found no JSON (Expecting value"),
         (["--sources", "tars", "--vae", "https://x.org/vae"], "url"),
         (["--sources", "tars", "--text", "t5-xxl", "--root", "s3://me:secret@bucket"], "password"),
         (["--sources", "a=photos", "a=tars/0.tar", "--vae", "flux"], "not all of the source"),
@@ -149,6 +150,7 @@ def test_what_cannot_be_encoded(
     (tmp_path / "empty").mkdir()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "photos/config.json").write_text('{"_class_name":')
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/config.json").write_text(json.dumps({"layers": 2}))
     with pytest.raises((EncodeError, ConfigError, SystemExit, ValueError)) as error:

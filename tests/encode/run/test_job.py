@@ -313,6 +313,7 @@ def test_another_source_under_the_same_name(config: Path, encode: Encode) -> Non
         (["sources.toy=/no/such/{0..3}.tar"], "4 of 4 tars are not there"),
         (["shard_rows=1000"], "shard_rows: found 1000"),
         (["root"], "expected KEY=VALUE"),
+        (["root=/dev/null/cache"], "Something else is where a file or folder is needed"),
         (["columns.google/gemma={kind: ids, encoder: gemma-2-2b}"], "Call it gemma"),
         (["sources={../x: /no/such.tar}"], "sources: found the name '../x': it has a slash"),
         (["sources={index: /no/such.tar}"], "Call it index-1"),
