@@ -333,8 +333,7 @@ def open_sources(
     norm: str = "config",
 ) -> JoinedColumns:  # fmt: skip
     """Opens one or several sources: a moments or latents column and a `text` of each, as in
-    `open_join`. Each `also` column and each mask goes to the source that it was made from; a source
-    without a mask is read whole.
+    `open_join`. `also` columns and masks go to all of the source that they were made from.
 
     `norm`: "config" for the one of the columns, or one that was measured of the first latent column:
     "measured", "measured-per-place" or a digest, which several sources require. Where `pins` name
@@ -430,7 +429,10 @@ def _by_source(latents: Sequence[Place], also: Sequence[Place]) -> list[list[Pla
                 f"{place}: made from source {source}, which is none of those that are read: "
                 f"{sources}"
             )
-        groups[sources.index(source)].append(place)
+        for i in [
+            i for i, own in enumerate(sources) if own == source
+        ]:  # once for each text, perhaps
+            groups[i].append(place)
     return groups
 
 
@@ -444,7 +446,7 @@ def _masks_by_source(latents: Sequence[Place], files: Sequence[Place]) -> list[l
     specs = [open_spec(store)[0] for store in stores]
     sources = [spec.identity["source"] for spec in specs]
     for mask in masks:
-        i = sources.index(mask.source) if mask.source in sources else 0
-        check_mask_source(mask, stores[i].url, specs[i])
-        groups[i].append(mask)
+        for i in [i for i, own in enumerate(sources) if own == mask.source] or [0]:
+            check_mask_source(mask, stores[i].url, specs[i])
+            groups[i].append(mask)
     return groups

@@ -272,6 +272,19 @@ def test_a_mask_of_another_source_is_refused_before_columns_are_read(
     assert [len(part.valid_rows) for part in both.by_source] == [len(VALID), len(kept(ALL[:9]))]
 
 
+def test_a_source_that_is_read_twice_is_masked_twice(source: Path, tmp_path: Path) -> None:
+    """As with two captions that are given as two sources; `also` holds for both, too."""
+    np.save(tmp_path / "ids.npy", ALL[:99])
+    make_mask(source / "vae", tmp_path / "ids.npy")[0].put(tmp_path / "mask")
+    twice = open_sources(
+        [source / "vae"] * 2, [source / "text"] * 2, also=[source / "text"], weights=[0.6, 0.4],
+        masks=[tmp_path / "mask"],
+    )  # fmt: skip
+    for part in twice.by_source:
+        assert part.valid_rows.tolist() == kept(ALL[:99])
+        assert [column.name for column in part.also] == ["text"]
+
+
 def test_a_mask_of_tars_that_held_other_rows_is_refused(source: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", ALL[:9])
     mask, _ = make_mask(source / "vae", tmp_path / "ids.npy")
