@@ -1,16 +1,23 @@
 """What a study tries: the steps that are scored, and the values of settings of which one is chosen for each
-entry, with the names that they have in folders.
+entry, with the names that they have in folders, and what learning rates are chosen by: the loss of each run's last
+validation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
+from typing import Any
 
+from configs import ConfigError
 from train.config import EmaConfig, TrainConfig
+from train.report import read_records
 
 from ..images.flags import plain
 
+Json = dict[str, Any]
+METRICS = "metrics.jsonl"
 DECADE = 10  # the scored steps are spread over the last factor of this many samples
 MORE_SNAPSHOTS = (64, 128, 256)  # of averages, that are tried where fewer do not suffice
 
@@ -54,3 +61,40 @@ def averages_of(config: TrainConfig, scored: Sequence[int], lengths: Sequence[fl
             continue
         break
     return averages
+
+
+def loss_at(run: Path, step: int) -> float | None:
+    """Returns the loss of a run's validation at a step; None where its metrics have none, or one that is
+    not finite.
+    """
+    try:
+        records = read_records(run / METRICS)
+    except ConfigError:
+        return None
+    losses = [
+        record["validation"].get("loss")
+        for record in records
+        if record.get("validation") and record["step"] == step
+    ]
+    return losses[-1] if losses else None
+
+
+def other_validation(manifest: Json, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Returns in what the rows are others that a run validated on, wherever they lie: losses of other rows
+    choose no learning rate.
+    """
+    recorded = manifest["config"].get("validation") or {}
+    if recorded.get("source") is None:  # it goes on for a loss of the rows that are wanted
+        return {}
+    there, now = (
+        {"source": _name(each.get("source")), "mask": _name(each.get("mask")), "rows": each.get("rows")}
+        for each in (recorded, config.validation.model_dump(mode="json"))
+    )  # fmt: skip
+    return {f"validation.{key}": (there[key], now[key]) for key in now if there[key] != now[key]}
+
+
+def _name(place: str | list[str] | None) -> Any:
+    """Returns the last part of a place, or of several."""
+    if isinstance(place, list):
+        return [_name(each) for each in place]
+    return place and place.rstrip("/").rpartition("/")[2]

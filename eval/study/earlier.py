@@ -18,10 +18,11 @@ from train.config import TrainConfig
 
 from ..errors import EvalError, StudyChanged
 from ..images.checks import read_manifest
+from .axes import loss_at
 from .choices import settle
 from .graph import generate_id, train_id
 from .pictures import all_sets, reported_set
-from .reuse import Existing, has_pictures, has_steps, is_saved, loss_at, recorded_digest
+from .reuse import Existing, has_pictures, has_steps, is_saved, recorded_digest
 from .study import Study
 
 SETS_DEEP, RUNS_DEEP = 3, 2  # levels of folders below `reuse`

@@ -33,7 +33,7 @@ from train.checkpoints.checkpoint import WHOLE, CheckpointError, manifest_of, st
 from train.checkpoints.identity import TABLE, compared, training_of
 from train.checkpoints.snapshots import EmaLengthRefused, digest_of_length, refuse_planned
 from train.config import TrainConfig
-from train.report import read_records, validated
+from train.report import validated
 from train.run import expected_record
 
 from ..errors import BadPrompts, BadScores, EvalError
@@ -50,6 +50,7 @@ from ..prompts.prompts import Half, Prompts
 from ..scores import results
 from ..scores.aggregate import means_of
 from ..scores.results import Score
+from .axes import METRICS, loss_at, other_validation
 from .flags import generate_settings
 from .graph import Node, nodes_of
 from .pictures import PictureSet, prompts_of
@@ -59,7 +60,6 @@ Json = dict[str, Any]
 PROGRESS = {"step", "position"}  # of a training: a longer run has the steps of a shorter one
 # of a text encoder in the step, which is not loaded here; TABLE is of the weights that a run starts from
 FROM_ENCODER = ("model.text_width", "data.text_encoder")
-METRICS = "metrics.jsonl"
 DEEP = 3  # parts of a set's path that are the same when a study's folder is moved
 ROUNDING = ("batch_size", "threads")  # settings of a set that change rounding only
 THEN = "{} there, {} now"
@@ -193,6 +193,8 @@ class Existing:
             named = {}
         if phase + 1 == len(self.study.parts(entry)):
             named |= self._too_few_snapshots(entry, seed, manifest)
+            if "lr" in self.study.axes:
+                named |= other_validation(manifest, self.study.train_config(entry, seed))
         differ = compared(recorded, wanted)
         unknown = FROM_ENCODER if "init" in wanted else (*FROM_ENCODER, *TABLE)
         lines = named | {
@@ -329,22 +331,6 @@ def has_steps(run: Path, config: TrainConfig, file: str) -> bool:
     """Whether a run has the checkpoints that a study samples from, and the last, with these weights."""
     wanted = {*config.save_at, config.steps}
     return all(is_saved(run / "checkpoints" / f"step-{step:08d}", file) for step in wanted)
-
-
-def loss_at(run: Path, step: int) -> float | None:
-    """Returns the loss of a run's validation at a step; None where its metrics have none, or one that is
-    not finite.
-    """
-    try:
-        records = read_records(run / METRICS)
-    except ConfigError:
-        return None
-    losses = [
-        record["validation"].get("loss")
-        for record in records
-        if record.get("validation") and record["step"] == step
-    ]
-    return losses[-1] if losses else None
 
 
 def is_saved(checkpoint: Path, file: str) -> bool:

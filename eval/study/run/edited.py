@@ -21,8 +21,9 @@ from shards.format.atomic import read_json
 from train.checkpoints.checkpoint import CheckpointError, manifest_of
 
 from ...errors import OutputEdited
+from ..axes import METRICS
 from ..graph import Node, nodes_of
-from ..reuse import METRICS, Existing, names_in, read_record
+from ..reuse import Existing, names_in, read_record
 from ..study import Study
 from .files import SESSION, config_values
 

@@ -26,7 +26,7 @@ from tests.eval.study.small_study import study as run_study
 from tests.train.conftest import tiny_config, words, write_column
 from tests.train.here import forked
 from train.checkpoints.identity import compared
-from train.run import fit
+from train.run import expected_record, fit
 
 WIDTH = 8
 SHAPES = {"flux": (16, 8, 8), "rae": (48, 4, 4), "hunyuan": (64, 2, 2)}  # a quarter of their sides
@@ -243,16 +243,45 @@ def test_a_last_validation_that_a_signal_cut_short_is_still_to_be_made(
     (loss,) = (line for line in lines if "validation" in json.loads(line))
     metrics.write_text("".join(line for line in lines if line != loss))  # as a signal leaves it
     assert not Existing(made).trained("flux", 0, 0)
-    by_rate = with_rates(tmp_path, made)
-    assert take_over(by_rate).hand_runs == {}  # its loss is to choose
+    assert take_over(with_rates(tmp_path, made)).hand_runs == {}  # its loss is to choose
     without = study(columns, tmp_path)
     assert Existing(without).trained("flux", 0, 0)
     train()
     assert Existing(made).trained("flux", 0, 0)
     assert Existing(made).validation_loss("flux", 0) == json.loads(loss)["validation"]["loss"]
-    assert take_over(by_rate).hand_runs == {("flux-lr-0.003", 0, 0): run}
+    study(columns, tmp_path, validation=held_out)
+    assert take_over(with_rates(tmp_path, made)).hand_runs == {("flux-lr-0.003", 0, 0): run}
     metrics.unlink()
     assert Existing(made).trained("flux", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"rows": 8}, "validation.rows: 4 there, 8 now"),
+        ({"source": "other/cache"}, "validation.source: held-out there, cache now"),
+        ({"source": "moved/held-out", "batch": 2, "every": 7}, None),
+    ],
+    ids=str,
+)
+def test_losses_of_other_rows_choose_no_rate(
+    columns: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    line: str | None,
+) -> None:
+    """Some trainings would be judged by these and some by those; wherever the rows lie."""
+    held_out = {"source": "held-out", "rows": 4, "batch": 4, "reference": False}
+    made = study(columns, tmp_path, validation=held_out)
+    before = made.train_config("flux", 0).validation
+    changed = study(columns, tmp_path, validation=held_out | change)
+    by_rate = with_rates(tmp_path, changed)
+    for opened, name in ((changed, "flux"), (by_rate, "flux-lr-0.003")):
+        config = opened.train_config(name, 0).model_copy(update={"validation": before})
+        monkeypatch.setattr(Existing, "newest", lambda *_, c=config: expected_record(c))
+        lines = [line] if line and opened is by_rate else []
+        assert Existing(opened).run_differences(name, 0, 0, tmp_path) == lines
 
 
 def with_rates(folder: Path, made: Study) -> Study:
