@@ -219,6 +219,17 @@ def test_its_columns_may_be_named(columns: Path, original: Path, tmp_path: Path)
         import_reference(wide, None, tmp_path / "no", latents, text)
 
 
+@pytest.mark.parametrize("flag", ["--latents", "--text"])
+def test_one_column_without_the_other_is_no_half_of_what_pictures_take(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    words = ["import", str(original), str(tmp_path / "ours"), flag, "a/column"]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(ConfigError, match=f"{flag}: found it without --"):
+        main()
+    assert not (tmp_path / "ours").exists()
+
+
 def test_imported_weights_sample_as_the_original(tmp_path: Path) -> None:
     tensors, settings = golden("train_loss_flux")
     loop, _ = golden("sample_cfg6_4steps")
