@@ -44,8 +44,8 @@ def run_import(args: argparse.Namespace) -> int:
     if (args.latents is None) != (args.text is None):
         given, other = ("--latents", "--text") if args.text is None else ("--text", "--latents")
         raise configs.ConfigError(
-            f"{given}: found it without {other}, expected both columns, which pictures take, or neither. Name the other "
-            "one too, or leave it out"
+            f"{given}: found it without {other}, expected both columns, which pictures take, or neither. Name the "
+            "other one too, or leave it out"
         )
     print(import_reference(args.folder, args.tag, args.out, args.latents, args.text))
     return 0

@@ -8,8 +8,9 @@ and the EMA work on partitions only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ BATCH = (
     *("train_batch_size", "train_micro_batch_size_per_gpu"),
     *("gradient_accumulation_steps", "gradient_clipping"),
 )
-BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 OURS = {
     "train_batch_size": "global_batch",
     "train_micro_batch_size_per_gpu": "micro_batch",
@@ -46,6 +46,44 @@ OURS = {
     "scheduler": "optim.schedule",
     "bf16": "torch_autocast in the DeepSpeed JSON, which keeps the weights fp32",
     "fp16": "torch_autocast in the DeepSpeed JSON, which keeps the weights fp32",
+}
+
+
+def _is_size(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 1 <= value < 2**63 and value == int(value)
+
+
+def _are_classes(value: Any) -> bool:
+    """Whether a value lists classes by their modules, as DeepSpeed will import them."""
+    try:
+        paths = [path.rpartition(".") for path in value]
+        return all(isinstance(getattr(import_module(m), name), type) for m, _, name in paths)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return False
+
+
+FLAG = (lambda value: isinstance(value, bool), "true or false")
+# a value that DeepSpeed takes, and how it is described
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "zero_optimization.overlap_comm": FLAG,
+    "zero_optimization.contiguous_gradients": FLAG,
+    "zero_optimization.reduce_scatter": FLAG,
+    "zero_optimization.reduce_bucket_size": (_is_size, "a number of elements"),
+    "zero_optimization.allgather_bucket_size": (
+        lambda value: _is_size(value) and value % 2 == 0,
+        "an even number of elements",
+    ),
+    "torch_autocast.enabled": FLAG,
+    "torch_autocast.lower_precision_safe_modules": (
+        _are_classes,
+        "a list of classes, as [torch.nn.Linear]",
+    ),
+    "communication_data_type": (
+        lambda value: value in ("fp32", "bf16", "fp16"),
+        "fp32, bf16 or fp16",
+    ),
+    "wall_clock_breakdown": FLAG,
 }
 
 
@@ -223,12 +261,18 @@ def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
             raise ConfigError(
                 f"deepspeed.{key}.{unknown[0]}: unknown key. Known ones: {', '.join(KNOWN[key])}"
             )
-        for name in set(inner) & set(BUCKETS):
-            size = inner[name]
-            if not isinstance(size, int | float) or isinstance(size, bool) or not 1 <= size < 2**63:
-                raise ConfigError(
-                    f"deepspeed.{key}.{name}: found {size!r}, expected a number of elements"
-                )
+        leaves = (
+            {f"{key}.{name}": part for name, part in inner.items()} if KNOWN[key] else {key: value}
+        )
+        for name, part in leaves.items():
+            if name in VALUES and not VALUES[name][0](part):
+                raise ConfigError(f"deepspeed.{name}: found {part!r}, expected {VALUES[name][1]}")
+    autocast = values.get("torch_autocast", {})
+    if autocast.get("enabled") and autocast.get("dtype") != "bfloat16":
+        raise ConfigError(
+            f"deepspeed.torch_autocast.dtype: found {autocast.get('dtype')!r}, expected 'bfloat16': float16 scales the "
+            "gradient, and DeepSpeed clips it as if it had not been scaled"
+        )
     zero = values.get("zero_optimization", {})
     if zero.get("stage") not in (1, 2):
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,39 @@ def test_batch_numbers_come_from_the_run(tmp_path: Path) -> None:
 def test_what_deepspeed_would_ignore_is_refused(tmp_path: Path, values: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         deepspeed_config(config(tmp_path, deepspeed=values), 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"zero_optimization": {"overlap_comm": "maybe"}}, "overlap_comm: found 'maybe', expected true"),
+        ({"zero_optimization": {"allgather_bucket_size": 1001}}, "expected an even number of elements"),
+        ({"zero_optimization": {"reduce_bucket_size": 0.5}}, "found 0.5, expected a number of elements"),
+        ({"communication_data_type": "int8"}, "found 'int8', expected fp32, bf16 or fp16"),
+        ({"wall_clock_breakdown": "x"}, "wall_clock_breakdown: found 'x', expected true or false"),
+        (
+            {"torch_autocast": {"lower_precision_safe_modules": ["torch.nn.Nope"]}},
+            "expected a list of classes",
+        ),
+        ({"torch_autocast": {"enabled": True}}, "dtype: found None, expected 'bfloat16'"),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "expected 'bfloat16': float16 scales"),
+    ],
+)  # fmt: skip
+def test_a_value_that_deepspeed_fails_on_or_misuses_is_refused(
+    tmp_path: Path, values: Any, message: str
+) -> None:
+    """In float16 it clips gradients that are scaled by 65,536 as if they were not."""
+    zero = {"stage": 1, **values.get("zero_optimization", {})}
+    requested = {**values, "zero_optimization": zero}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        deepspeed_config(config(tmp_path, deepspeed=requested), 1)
+
+
+def test_sizes_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    buckets = {"reduce_bucket_size": 5e8, "allgather_bucket_size": 5e8}
+    linear = {"enabled": False, "lower_precision_safe_modules": ["torch.nn.Linear"]}
+    requested = {"zero_optimization": {"stage": 2, **buckets}, "torch_autocast": linear}
+    assert deepspeed_config(config(tmp_path, deepspeed=requested), 1)["torch_autocast"] == linear
 
 
 def test_a_file_is_read_and_a_missing_one_named(tmp_path: Path) -> None:
