@@ -107,7 +107,10 @@ def clean_listing(folder: Path) -> list[Path]:
 def read_picture(path: Path) -> Picture:
     """Returns a picture as clean-fid reads it: a .npy file's array, else (H, W, 3) RGB."""
     if path.suffix == ".npy":
-        return np.asarray(np.load(path))
+        array = np.asarray(np.load(path))
+        if array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"found the shape {array.shape}, expected (height, width, 3)")
+        return array
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -180,12 +183,13 @@ def _run(
 
     def prepared(i: int) -> Tensor:
         try:
-            picture = cropped(pictures.read(i))
-        except (OSError, ValueError, TypeError, SyntaxError) as error:  # of broken files
+            return network.prepare(cropped(pictures.read(i)))
+        except (
+            OSError, EOFError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError,
+        ) as error:  # of broken files  # fmt: skip
             raise BadPicture(
                 f"{pictures.names[i]}: cannot be read as a picture ({error}). Restore it, or take it away"
             ) from None
-        return network.prepare(picture)
 
     rows = []
     tensors = map_ahead(pool, prepared, numbers, AHEAD * batch_size)

@@ -166,6 +166,21 @@ def test_an_unreadable_picture_is_named_and_what_stood_before_it_is_kept(tmp_pat
     assert counted.seen == 10
 
 
+def test_files_of_every_kind_that_are_no_pictures_are_named(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "pictures", 3)
+    np.save(tmp_path / "grey.npy", np.zeros((8, 8), np.uint8))
+    damaged = {
+        "a.npy": b"",
+        "b.npy": (tmp_path / "grey.npy").read_bytes(),
+        "c.ppm": b"P6\n99999999 2\n255\n",  # far too large a picture
+    }
+    for name, data in damaged.items():
+        (folder / name).write_bytes(data)
+        with pytest.raises(BadPicture, match=rf"{name}: cannot be read as a picture"):
+            extract(of_folder(folder), colours())
+        (folder / name).unlink()
+
+
 def test_memory_holds_a_few_batches(tmp_path: Path) -> None:
     """No picture is read long before its turn."""
     read, run = [0], list[int]()
