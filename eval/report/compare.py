@@ -34,7 +34,7 @@ from .entries import ScoredSet, items_of
 from .pairing import ROUNDING, Pairing, pairing_of
 
 # parts of a score's made_by that say what was measured, and where, not how
-NOT_MAKING = {"subsets", "summary", "paths", "validation_distance"}
+NOT_MAKING = {"subsets", "summary", "paths", "model", "validation_distance"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,12 +110,14 @@ def test_why_there_is_no_difference(tmp_path: Path) -> None:
             folder, "ways", make_items(values), overall="groups" if folder == a else "prompts"
         )
         make_score(folder, "versions", make_items(values), made_by={"torch": folder.name})
+        make_score(folder, "places", make_items(values), made_by={"model": folder.name})
         path = results.NAME + "/wrong.items.jsonl"
         make_score(folder, "wrong", make_items(values))
     lines = (b / path).read_text().splitlines(keepends=True)
     (b / path).write_text("".join(lines[1:]))
     differences = {d.scorer: d for d in compare(*open_all([a, b])).differences}
-    assert sorted(differences) == ["half", "versions", "ways", "wrong"]
+    assert sorted(differences) == ["half", "places", "versions", "ways", "wrong"]
+    assert differences["places"].warnings == ()  # of the same weights, as the score's name says
     assert "b has no items" in (differences["half"].reason or "")
     assert "in different ways" in (differences["ways"].reason or "")
     assert "items of b do not add up" in (differences["wrong"].reason or "")
