@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import is_offline_mode
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 
 from ..errors import EncodeError, ModelNotUsable
@@ -50,6 +52,12 @@ def loading(model: ModelSpec, failure: str, advice: str) -> Iterator[None]:
                 f"{model.path}: {failure}: it needs {' and '.join(packages)}, not installed here. Run "
                 f"`pip install {' '.join(packages)}`, or {_instead(packages)}"
             ) from error
+        if _out_of_reach(error):
+            reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the hub cannot be reached"
+            raise ModelNotUsable(
+                f"{model.path}: {failure}: the hub's cache here ({HF_HUB_CACHE}) lacks files of it, and "
+                f"{reason}. Download it first, or name a folder that holds it"
+            ) from error
         if "trust_remote_code" in str(error):
             raise ModelNotUsable(
                 f"{model.path}: {failure} without running Python code that comes with the model. "
@@ -60,6 +68,15 @@ def loading(model: ModelSpec, failure: str, advice: str) -> Iterator[None]:
         if variants and "safetensors" in str(error):
             advice = f"Its weights are of a variant: say variant: {' or '.join(variants)}"
         raise ModelNotUsable(f"{model.path}: {failure} ({one_line(error)}). {advice}") from error
+
+
+def _out_of_reach(error: BaseException | None) -> bool:
+    """Returns whether a file of the hub is wanted that is not here and cannot be fetched: libraries make
+    of it that the model has no such file.
+    """
+    while error is not None and not isinstance(error, LocalEntryNotFoundError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @contextmanager
