@@ -44,9 +44,11 @@ class LatentPlan:
         return column_name(self.latents)
 
 
-def plan_latents(path: Path, overrides: Sequence[str], latents: str) -> LatentPlan:
+def plan_latents(
+    path: Path, overrides: Sequence[str], latents: str, tokens: float | None = None
+) -> LatentPlan:
     """Returns what a config makes of a column in the place of its own, which `data.expect` does not
-    describe; errors of columns that cannot be opened."""
+    describe; errors of columns that cannot be opened. `tokens` a caption: None takes the column's."""
     config = configs.load(TrainConfig, path, [*overrides, f"data.latents={configs.word(latents)}"])
     data = of_columns(config)
     config = config.model_copy(update={"data": config.data.model_copy(update={"expect": None})})
@@ -60,7 +62,7 @@ def plan_latents(path: Path, overrides: Sequence[str], latents: str) -> LatentPl
     size = shape.height, shape.width
     return LatentPlan(
         latents, (shape.channels, *size), Tokens.of(model, *size), config.flow.timestep_shift,
-        training(model, *size).of(1, data.tokens), note, refused, follows,
+        training(model, *size).of(1, tokens or data.tokens), note, refused, follows,
     )  # fmt: skip
 
 

@@ -204,7 +204,10 @@ def data_summary(
     if tokens:
         notes = tuple(n for n in data.notes if "tokens a caption" not in n)
         data = replace(data, tokens=tokens, notes=notes)
-    return with_rows(data, samples) if samples and data.rows is None else data
+    if samples and data.rows is not None:
+        note = "--samples is left aside, for the columns say how many rows they have"
+        return replace(data, notes=(*data.notes, note))
+    return with_rows(data, samples) if samples else data
 
 
 def run_plan(args: argparse.Namespace) -> int:
@@ -231,7 +234,10 @@ def run_plan(args: argparse.Namespace) -> int:
 def _run_latents(args: argparse.Namespace) -> int:
     from . import latents  # loads torch
 
-    plans = [latents.plan_latents(args.config, args.overrides, column) for column in args.latents]
+    plans = [
+        latents.plan_latents(args.config, args.overrides, column, args.tokens)
+        for column in args.latents
+    ]
     print(latents.as_text(plans))
     if args.json:
         args.json.write_text(json.dumps(latents.as_records(plans), indent=1) + "\n")

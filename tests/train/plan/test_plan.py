@@ -225,6 +225,29 @@ def test_no_gpu_no_time(
     assert "time on 1 GPUs at 50% of 1 TFLOP/s (assumed)" in capsys.readouterr().out
 
 
+def test_what_is_said_of_captions_and_rows_beside_columns(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    columns: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """--tokens counts, also where several latents are set side by side; --samples does not, which is said."""
+    path, record = tmp_path / "tiny.yaml", tmp_path / "plan.json"
+    path.write_text(yaml.safe_dump(tiny_config(columns, tmp_path)))
+    latents = ("--latents", str(columns / "toy/vae"), "--json", str(record))
+    flops = []
+    for tokens in ("100", "200"):
+        assert run(monkeypatch, str(path), *latents, "--tokens", tokens) == 0
+        flops.append(json.loads(record.read_text())[0]["flops_a_sample"])
+    config = DiTConfig(**TINY, in_channels=CHANNELS, out_channels=CHANNELS, text_width=WIDTH)
+    assert flops[1] - flops[0] == 100 * training(config, SIDE, SIDE).token
+    capsys.readouterr()
+    assert run(monkeypatch, str(path), "--samples", "1e6") == 0
+    out = capsys.readouterr().out
+    assert "epoch of toy: 9 steps" in out
+    assert "--samples is left aside" in out
+
+
 def test_neither_columns_nor_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path, tmp_path)))
