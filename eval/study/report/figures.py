@@ -141,7 +141,7 @@ def settled(data: Json) -> Json | None:
     for entry, record in records.items():
         for axis in record["axes"]:
             axes.setdefault(axis["axis"], {})[entry] = {**record, **axis}
-    first = next(iter(records.values()))
+    first = max(records.values(), key=lambda record: record["prompts"] is not None)  # not of a loss
     return {
         "by": first["scorer"].removesuffix(HALF_A),
         "prompts": first["prompts"],

@@ -106,6 +106,27 @@ def test_the_page_says_what_was_chosen_on_what(data: Json) -> None:
     )
 
 
+def test_a_learning_rate_is_said_to_be_chosen_by_the_loss(data: Json) -> None:
+    """Not by the score on half A of the prompts; also while one entry has nothing else yet."""
+    loss = {"scorer": "validation loss", "better": "lower", "prompts": None}
+    rate = axis("lr", [1e-4, 1e-3, 1e-2], [0.5, 0.4, 0.6], 1, None) | loss
+    flux, e2e = data["settled"]
+    flux |= {"axes": [rate], **loss}
+    e2e["axes"].insert(0, rate)
+    text = re.sub(r"\s+", " ", Page(render(data)).text)
+    head = "Each entry has its own learning rate and guidance scale: that with the best mean over training seeds, by "
+    assert (
+        f"{head}{PRIMARY} on half A of the prompts (15); the learning rate by the validation loss. The"
+        in text
+    )
+    data |= {"settled": [flux], "whole": None}
+    text = re.sub(r"\s+", " ", Page(render(data)).text)
+    assert (
+        "learning rate: that with the best mean over training seeds, by the validation loss. "
+        in text
+    )
+
+
 def test_an_edge_that_was_accepted_is_a_plain_note(data: Json) -> None:
     lines = "e2e: the guidance scale chosen, 1.5, is the smallest that was tried{}. A better one may lie beyond{}."
     warned = []
