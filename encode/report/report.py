@@ -217,8 +217,9 @@ def summary(
         parts.append(f"... and {len(failures) - SHOWN} more; report.json has all")
     if failures:
         parts.append(
-            "Mend or fetch the tars again, then: python -m encode retry-failed CONFIG. To complete "
-            "the columns without them: python -m encode run CONFIG allow_failed=true"
+            "Mend or fetch the tars again, then: python -m encode retry-failed CONFIG"
+            + ". To complete the columns without them: python -m encode run CONFIG allow_failed=true"
+            * (not allow_failed)
         )
     return render(*parts, width=WIDTH)
 

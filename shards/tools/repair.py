@@ -14,7 +14,7 @@ import argparse
 import time
 from dataclasses import dataclass, field
 
-from ..column.commits import commit_name, put_complete
+from ..column.commits import commit_name, failure_name, put_complete
 from ..column.lease import Lease
 from ..console import Bar
 from ..errors import ShardsError
@@ -75,13 +75,16 @@ def plan_repair(examination: Examination) -> RepairPlan:
 
     def put_aside(name: str, why: str) -> None:
         # an object that a listing does not show would be adopted by the next encode
-        if name in listing or store.size(name) is not None:
+        is_there = name in listing or store.size(name) is not None
+        if is_there and name not in dict(plan.quarantine):
             plan.quarantine.append((name, why))
 
     for shard in bad:
         for name, why in _bad_objects(column, faults, shard):
             put_aside(name, why)
         put_aside(commit_name(shard), f"shard {shard} is damaged")
+    for shard in plan.shards:  # it had failed before it was committed: encode would pass it over
+        put_aside(failure_name(shard), f"shard {shard} is to be made again")
     for fault in faults:
         if (
             fault.shard is None

@@ -179,7 +179,7 @@ def test_classes_and_paths_that_cannot_serve(models: Path) -> None:
         ),
         (
             spec("AutoencoderKL", "nobody/nothing"),
-            "hub can be reached|cache here (.*) lacks files of it, and (HF_HUB_OFFLINE is set|the hub cannot)",
+            "cache here .* lacks files of it, and (HF_HUB_OFFLINE is set|the hub cannot)",
         ),
         (spec("AutoencoderKL", MINILM), "cannot be loaded as AutoencoderKL"),
     ):

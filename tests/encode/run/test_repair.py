@@ -118,6 +118,11 @@ def test_a_tar_that_failed_is_fetched_again_with_another_size(
         examination = examine(column)
         assert check_source(examination, [tmp_path / "tars"]) == 2
         assert examination.faults == []
+    for damage in (lambda file: file.write_bytes(b"{}"), Path.unlink):
+        damage(text / "commits/00001.json")
+        repair(text, yes=True)
+        assert run(config) == 0  # makes it again, though it had failed once
+        assert verify(text) == []
     originals = Originals(Column.open(vae), tmp_path / "tars")
     assert originals.caption(1024, "txt") == "picture number 100 of a toy source"
     second.write_bytes(sound + bytes(512))
