@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import os
+import re
 import shlex
 import shutil
 import threading
@@ -322,6 +324,11 @@ def run_copy(args: argparse.Namespace) -> int:
     return 0
 
 
+def _as_yaml(path: str) -> str:
+    """Returns a path as a config's override reads it: in quotes where YAML might see more in it."""
+    return path if re.fullmatch(r"[\w./+-]+", path) else json.dumps(path, ensure_ascii=False)
+
+
 def run_stage(args: argparse.Namespace) -> int:
     """Prints what to put on the command line of `train` instead of the columns' own paths."""
     folder = open_store(args.folder).folder
@@ -336,7 +343,7 @@ def run_stage(args: argparse.Namespace) -> int:
     paths: dict[str, list[str]] = {}
     for column in columns:
         kind = open_spec(open_store(column))[0].layout.kind
-        paths.setdefault(options.get(kind, "also"), []).append(str(column))
+        paths.setdefault(options.get(kind, "also"), []).append(_as_yaml(str(column)))
     for option, values in paths.items():
         plain = len(values) == 1 and option != "also"
         print(shlex.quote(f"data.{option}={values[0] if plain else '[' + ','.join(values) + ']'}"))

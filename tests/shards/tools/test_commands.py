@@ -219,6 +219,13 @@ def test_convert_copy_stage_diff(toy: Path, tmp_path: Path) -> None:
     places = [str(tmp_path / "two" / path.parent.name / "vae") for path in both]
     (word,) = shlex.split(staged.stdout)  # as a shell takes it
     assert yaml.safe_load(word.removeprefix("data.latents=")) == places
+    odd = tmp_path / "a, b #c: [d] 'e' ü"
+    for columns in ([toy / "vae"], both):
+        staged = command("stage", *columns, odd)
+        (word,) = shlex.split(staged.stdout)
+        expected = [str(odd / column.parent.name / column.name) for column in columns]
+        value = yaml.safe_load(word.removeprefix("data.latents="))
+        assert (value if isinstance(value, list) else [value]) == expected
     info = json.loads(command("info", place / "text", "--json").stdout)
     assert info["rows"] == 2164
     result = command("verify", place / "vae", place / "text")
