@@ -385,7 +385,9 @@ def cache_limit() -> int:
     """Returns the bytes of pages that are kept at most, from LATENTBANK_CACHE_GB; 0: none are."""
     gigabytes = os.environ.get("LATENTBANK_CACHE_GB") or CACHE_GB
     try:
-        return int(float(gigabytes) * 1e9)
+        if (limit := int(float(gigabytes) * 1e9)) >= 0:
+            return limit
+        raise ValueError(limit)
     except (ValueError, OverflowError):
         raise StoreError(
             f"LATENTBANK_CACHE_GB: found {gigabytes!r}, expected a number of gigabytes, 0 for no cache"

@@ -266,3 +266,13 @@ def test_a_variable_that_makes_no_sense_ends_at_once(
 def test_a_url_that_names_no_object_is_refused(path: str) -> None:
     with pytest.raises(StoreError, match=r"expected s3://<bucket>/<path> without empty parts"):
         RemoteStore(f"s3://shelf/{path}")
+
+
+@pytest.mark.parametrize("value", ["-5", "64GB", "nan", "inf"])
+def test_a_size_of_the_cache_that_is_none_is_refused(
+    server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    server.take(write_column(tmp_path / "near", moments_spec(1), (8,)), url)
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", value)
+    with pytest.raises(StoreError, match=f"found '{value}', expected a number of gigabytes"):
+        Column.open(url).read([0])
