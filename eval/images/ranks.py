@@ -46,12 +46,15 @@ class Rank:
 
 
 def chosen_device(name: str) -> str:
-    """Returns the device that a flag names: `auto` is a GPU if there is one."""
-    if name != "auto":
-        return name
+    """Returns the device that a flag names: `auto` is a GPU if there is one. BadRequest if there is none
+    of that name.
+    """
     import torch  # takes seconds, which --help need not
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(name)
+    return name
 
 
 def check_device(name: str) -> None:

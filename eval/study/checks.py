@@ -16,8 +16,9 @@ from train.checkpoints.identity import PARTS, compared, leaves, training_of
 from train.model import DiTConfig, FlowConfig
 from train.run import initial_model, model_config, refuse_narrow, with_sizes
 
-from ..errors import BadStudy, NotPaired
+from ..errors import BadRequest, BadStudy, NotPaired
 from ..images.checks import read_manifest
+from ..images.ranks import chosen_device
 from ..prompts.prompts import LEAST_HALVED
 from .earlier import refuse_changed, take_over
 from .encoders import check_classes, check_decoders, check_encoders, places
@@ -89,6 +90,7 @@ def preflight(study: Study) -> Study:
     check_room(study, missing)
     if any(node.kind == "generate" for node in missing):
         check_decoders(study)
+        check_sampling_device(study)
     if any(node.kind == "score" for node in missing):
         check_scorers(study)
     return study
@@ -286,6 +288,14 @@ def check_room(study: Study, missing: Sequence[Node]) -> None:
     except ConfigError:
         return
     refuse_if_full(costs)
+
+
+def check_sampling_device(study: Study) -> None:
+    """Raises BadStudy where `generate` names a device that this machine has not."""
+    try:
+        chosen_device(generate_settings(study)["device"])
+    except BadRequest as error:
+        raise BadStudy(f"{study.path}: generate: {error}") from None
 
 
 def check_scorers(study: Study) -> None:

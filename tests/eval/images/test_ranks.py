@@ -198,3 +198,25 @@ def test_who_this_process_is() -> None:
     for bad in ({"RANK": "2"}, {"RANK": "-1"}, {"RANK": "x"}, {"RANK": "0", "LOCAL_RANK": "a"}):
         with pytest.raises(BadRanks, match="RANK="):
             Rank.here({"WORLD_SIZE": "2", **bad})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["score", "demo-acc", "none"],
+        ["score", "clipscore", "none"],
+        ["score", "reference", "none", "--out", "none"],
+        ["reconstruct", "none", "--tars", "none", "--save_dir", "none"],
+        ["preview", "none"],
+        ["fid", "none", "none"],
+    ],
+)
+def test_a_device_that_does_not_exist_is_named_first(words: list[str]) -> None:
+    with pytest.raises(
+        BadRequest, match=r"--device: found 'gpu', expected cpu, cuda or cuda:NUMBER"
+    ):
+        main([*words, "--device", "gpu"])
+    with pytest.raises(
+        BadRequest, match=r"--device cuda:99: found \d+ GPUs, expected at least 100"
+    ):
+        main([*words, "--device", "cuda:99"])

@@ -288,6 +288,12 @@ def test_an_encoder_that_is_not_there_is_found_before_anything_runs(
     preflight(opened(made, generate=sampling | flags))  # all its pictures exist
 
 
+def test_a_device_that_does_not_exist_is_found_before_anything_runs(made: Path) -> None:
+    sampling = {"guidance_scale": 1, "num_inference_steps": 2, "batch_size": 6, "device": "gpu"}
+    with pytest.raises(BadStudy, match="generate: --device: found 'gpu', expected cpu, cuda"):
+        preflight(opened(made, "no-device", generate=sampling))
+
+
 def test_a_vae_of_a_column_that_moved_is_found_before_anything_runs(made: Path) -> None:
     sampling = {"guidance_scale": 1, "num_inference_steps": 2, "batch_size": 6}
     (made / "kl").rename(made / "moved")
