@@ -24,6 +24,7 @@ from tests.train.conftest import ROOT, launch, write_config
 from tests.train.faults import STEPS, elastic, records, same_files, step_folder
 from tests.train.processes import by_agent
 from train import loop
+from train.__main__ import main
 from train.config import TrainConfig
 from train.loop import Trainer
 from train.model.dit import DiT, DiTConfig
@@ -159,6 +160,33 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, columns: Path) -> N
     assert "step-00000007: step 7, position 112" in process.stdout
     assert records(run) == records(straight)
     same_files(step_folder(run, STEPS), step_folder(straight, STEPS))
+
+
+def test_folders_beside_the_steps_are_left_alone(
+    tmp_path: Path,
+    columns: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step that is put aside under a name of its own is not gone on from, and a copy of one is not removed."""
+    run = copy_until(faults.straight(1), 8, tmp_path)
+    aside, copy = (
+        run / "checkpoints" / f"step-{name}" for name in ("00000008.old", "00000002-best")
+    )
+    step_folder(run, 8).rename(aside)
+    shutil.copytree(step_folder(run, 2), copy)
+    before = {p: p.read_bytes() for folder in (aside, copy) for p in folder.iterdir()}
+    words = ["saved", str(write_config(tmp_path, columns))]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    assert main() == 0
+    assert capsys.readouterr().out.startswith(f"{step_folder(run, 7)} ")
+    process = launch(tmp_path, columns, f"steps={STEPS}", "keep=2", "save_every=1")
+    assert process.returncode == 0, process.stderr
+    assert "step-00000007: step 7, position 112" in process.stdout
+    same_files(step_folder(run, STEPS), step_folder(faults.straight(1), STEPS))
+    assert {p: p.read_bytes() for folder in (aside, copy) for p in folder.iterdir()} == before
+    kept = {step_folder(run, step) for step in (STEPS - 1, STEPS)}
+    assert set((run / "checkpoints").glob("step-*")) == {aside, copy, *kept}
 
 
 def command(words: list[str], output: Path) -> int:

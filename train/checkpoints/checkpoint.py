@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -276,8 +277,9 @@ def provenance() -> dict[str, Any]:
 
 
 def steps(folder: Path) -> list[Path]:
-    """Returns the step folders of a run's checkpoints, newest first."""
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+    """Returns a run's step folders, newest first; other names, as step-00000100.old, are a person's."""
+    named = (p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
+    return sorted((p for p in named if p.is_dir()), reverse=True)
 
 
 def manifest_of(path: Path, kind: str = KIND) -> Manifest:

@@ -103,7 +103,7 @@ def add_saved_options(parser: argparse.ArgumentParser) -> None:
 def run_saved(args: argparse.Namespace) -> int:
     """Prints a line that is another one after each save; the files are not looked into."""
     run = run_folder(configs.load(TrainConfig, args.config, args.overrides), args.config)
-    manifests = sorted(run.glob("checkpoints/step-*/manifest.json"))
+    manifests = sorted(run.glob(f"checkpoints/step-{'[0-9]' * 8}/manifest.json"))
     if manifests:
         print(f"{manifests[-1].parent} {manifests[-1].stat().st_mtime_ns / 1e9:.3f}")
     else:
