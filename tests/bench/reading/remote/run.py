@@ -11,9 +11,10 @@
 
 The store is a folder behind nginx, or behind a small server of Python's where nginx is not
 installed: near and as fast as it can, near with 75 MB/s for each connection (1.2 GB/s for 16, which
-needs nginx), and at 20 ms a request. Each way gets a process and an empty cache of its own; they
-take turns, there and back, and ratios are of one round. Requests and bytes are the server's. In the
-first round every way but plain requests goes over the samples once more, and all rows are compared.
+needs nginx), and with that limit at 20 ms a request. Each way gets a process and an empty cache of
+its own; they take turns, there and back, and ratios are of one round. Requests and bytes are the
+server's. In the first round every way but plain requests goes over the samples once more, and all
+rows are compared.
 """
 
 from __future__ import annotations
@@ -172,11 +173,10 @@ def run(folder: Path, args: argparse.Namespace) -> tuple[Json, str]:
         for step in turns.turns("store", range(len(plan))):
             number, network = plan[step]
             of_network = figures[NETWORKS[network]]
-            late: Any = Delayed(store.port, LATE) if network == "late" else nullcontext()
+            port = store.port if network == "near" else store.limited or store.port
+            late: Any = Delayed(port, LATE) if network == "late" else nullcontext()
             with late as proxy:
-                port = proxy.port if proxy else store.port
-                if network == "limited" and store.limited:
-                    port = store.limited
+                port = proxy.port if proxy else port
                 for way in bench.ways[:: -1 if number % 2 else 1]:
                     check = step == 0
                     try:
@@ -207,6 +207,6 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS),
-        help="near: as fast as the server can; limited: 75 MB/s a connection; late: 20 ms a request",
+        help="near: as fast as the server can; limited: 75 MB/s a connection; late: and 20 ms a request",
     )  # fmt: skip
     return turns.measured({"remote": run}, parser.parse_args())
