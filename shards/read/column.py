@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, Literal
 
@@ -255,22 +256,31 @@ class Column:
         rows = row_ids(rows)
         places = places or self.places(rows)
         remote = self.store.folder is None
-        apart = remote and not self.layout.codec  # what is read is then opened before
-        with self._lock:
-            if apart:
+        once = check == "new" or (remote and not check)  # a row is compared once in this process
+        due = np.zeros(len(rows), bool) if once else np.full(len(rows), check is True)
+        if once:
+            due[self._tables.not_compared(rows)] = True
+        checksums = None
+        if due.any():
+            checksums = np.where(due, self.checksums(rows).astype(np.int64), -1)
+        with ExitStack() as held:
+            held.enter_context(self._lock)
+            if remote and not self.layout.codec:
                 self._objects.open_all(places.object)
-            else:
-                self._objects.read(places, view, at)
-        if apart:  # a network takes its time: others plan and ask for rows meanwhile
-            self._objects.read(places, view, at)
+                held.close()  # a network takes its time: others plan and ask for rows meanwhile
+            unfit = self._objects.read(places, view, at, checksums)
         with self._lock:
             if remote:
                 self._forget_compared(places)
-            if check is True:
-                self._compare(rows, places, view, at)
-            elif (check or remote) and len(new := self._tables.not_compared(rows)):
-                self._compare(rows[new], places.at(new), view, at[new])
-                self._tables.mark_compared(rows[new])
+            if once and checksums is not None:
+                due[unfit] = False
+                self._tables.mark_compared(rows[due])
+            if once and (checksums is not None or remote):
+                unfit = self._tables.not_compared(rows)
+            if len(unfit):
+                self._compare(rows[unfit], places.at(unfit), view, at[unfit])
+                if once:
+                    self._tables.mark_compared(rows[unfit])
 
     def _forget_compared(self, places: Places) -> None:
         """Takes back that rows were compared, of objects of which bytes came anew."""

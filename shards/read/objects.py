@@ -16,6 +16,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from ..column.checksum import crc32c
 from ..column.tar_object import tar_name
 from ..column.zarr_object import decode_into, read_index, read_into
 from ..errors import CorruptColumn
@@ -185,33 +186,40 @@ class ValueObjects:
 
     # Values ---------------------------------------------------------------------------------------
 
-    def read(self, places: Places, view: memoryview, at: Ints) -> None:
-        """Reads the i-th row's bytes to `view[at[i]:]`, with one `preadv` where there is no codec."""
-        rows = zip(places.rows(), at.tolist(), strict=True)
+    def read(
+        self, places: Places, view: memoryview, at: Ints, checksums: Ints | None = None
+    ) -> Ints:
+        """Reads the i-th row's bytes to `view[at[i]:]`, with one `preadv` where there is no codec.
+
+        Each row is compared with its crc32c, if one is given that is not negative, as soon as it is
+        read, while the processor has it in its cache. Returns the indexes of those that do not fit.
+        """
         handles, preadv, codec = self.handles, self.store.preadv, self.layout.codec
-        number = -1
+        number, unfit = -1, list[int]()
+        expected = [-1] * len(at) if checksums is None else checksums.tolist()
+        rows = zip(places.rows(), at.tolist(), expected, strict=True)
         try:
-            for (number, start, size), to in rows:
-                if not size or start < 0:
-                    continue
+            for i, ((number, start, size), to, checksum) in enumerate(rows):
                 part = view[to : to + size]
-                if codec:
+                if start < 0:  # no member in the tar: a row without values
+                    part[:] = self.layout.blank(size // self.layout.unit_bytes).tobytes()
+                elif size and codec:
                     self._decode(number, start, part)
-                    continue
-                handle = handles.get(number)
-                if handle is None:
-                    handle = self.open(number)
-                if preadv(handle, [part], start) != size:  # once more, or the object's end
-                    read_into(self.store, handle, part, start, self.name(number))
+                elif size:
+                    handle = handles.get(number)
+                    if handle is None:
+                        handle = self.open(number)
+                    if preadv(handle, [part], start) != size:  # once more, or the object's end
+                        read_into(self.store, handle, part, start, self.name(number))
+                if checksum >= 0 and crc32c(part) != checksum:
+                    unfit.append(i)
         except FileNotFoundError:  # a store is asked for an object when it is read
             raise self._missing(number) from None
         except OSError as error:
             if error.errno and not error.filename:
                 error.filename = self.name(number)
             raise
-        for i in np.flatnonzero(places.start < 0):  # no member in the tar: a row without values
-            blank = self.layout.blank(int(places.size[i]) // self.layout.unit_bytes)
-            view[int(at[i]) : int(at[i] + places.size[i])] = blank.tobytes()
+        return np.array(unfit, np.int64)
 
     def _decode(self, number: int, start: int, view: memoryview) -> None:
         """Reads a row through the codec; a remote one that cannot be decoded is fetched once more."""

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import shards.read.column
+import shards.read.objects
 from shards import Column, ColumnSpec
 from shards.errors import CorruptColumn, StoreError
 from shards.read.batch_layout import Planner
@@ -272,7 +272,7 @@ def test_what_is_kept_is_read_as_a_local_file_is(
     ids = np.concatenate([s * SHARD_ROWS + np.arange(3) for s in range(20)])
     expected = near.read(ids[::-1])
     calls = [Calls(monkeypatch, os, name) for name in ("open", "fstat", "close", "stat")]
-    calls.append(Calls(monkeypatch, shards.read.column, "crc32c"))
+    calls.append(Calls(monkeypatch, shards.read.objects, "crc32c"))
     requests, before = -1, [-1]
 
     def kept() -> bool:  # once the threads that fetch have written what they handed on
@@ -319,7 +319,7 @@ def test_what_comes_once_more_is_compared_once_more(
     near = Column.open(column_at(moments_spec(1), (40,)))
     far = Column.open(f"{url}/moments")
     ids = np.arange(40)
-    compared = Calls(monkeypatch, shards.read.column, "crc32c")
+    compared = Calls(monkeypatch, shards.read.objects, "crc32c")
     for _ in range(3):
         assert far.read(ids).tobytes() == near.read(ids).tobytes()
         assert compared.count >= 40
