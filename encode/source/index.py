@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from shards import Store
 from shards.column import index_name, read_into
 from shards.format import parse_index_head
+from shards.format.atomic import parse_json
 
 HEAD_BYTES = 1 << 17  # the first line of an index holds a note of at most 65,536 characters
 READERS = 16  # small objects read at once: of an object store each takes a round trip
@@ -25,7 +25,7 @@ def index_heads(source: Store, shards: Iterable[int] | None = None) -> dict[int,
         finally:
             source.close(handle)
         try:
-            record = json.loads(bytes(buffer).partition(b"\n")[0])
+            record = parse_json(bytes(buffer).partition(b"\n")[0])
         except ValueError:
             record = {}
         index = parse_index_head(record, source.at(name))

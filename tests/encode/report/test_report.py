@@ -17,6 +17,7 @@ from encode.source.index import index_heads
 from encode.tasks import ShardTask, Target
 from shards import (
     ColumnSpec,
+    CorruptColumn,
     IndexRow,
     Layout,
     Norm,
@@ -203,3 +204,11 @@ def test_heads_of_indexes_that_come_in_parts(
 
     monkeypatch.setattr(LocalStore, "preadv", staticmethod(short))
     assert index_heads(folder) == {0: 3, 1: 2, 2: 4}
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"{}", b"[]", b"7", b"\xff", b""])
+def test_the_head_of_a_damaged_index(tmp_path: Path, line: bytes) -> None:
+    put_index(tmp_path, "0" * 64, 1, [], None)
+    (tmp_path / "index/00001.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(CorruptColumn, match=r"00001\.jsonl: damaged index"):
+        index_heads(open_store(tmp_path))
