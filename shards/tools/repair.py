@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ..column.commits import commit_name, failure_name, put_complete
 from ..column.lease import Lease
 from ..console import Bar
-from ..errors import ShardsError
+from ..errors import ShardsError, StoreError
 from ..format.records import CompleteRecord
 from ..store.base import Place
 from ..store.open import open_store
@@ -168,9 +168,25 @@ def repair(
     require_column(store)
     with Lease(store, "shards repair", force) as lease:
         examination = examine(store, processes, progress)
+        if examination.faults and store.folder is None:
+            examination = _second_look(examination, processes)
         plan = plan_repair(examination)
         carry_out(plan, examination, lease)
     return examination, plan
+
+
+def _second_look(first: Examination, processes: int | None) -> Examination:
+    """Returns what is found once more of the shards that have faults. Raises StoreError if it differs: what
+    changes on its way over a network is sound where it is, and must stay.
+    """
+    again = examine(first.store, processes, shards={fault.shard for fault in first.faults})
+    before, now = ({(f.kind, f.shard, f.object): f for f in e.faults} for e in (first, again))
+    for key in before.keys() ^ now.keys():
+        raise StoreError(
+            f"{first.store.url}: only one of two looks found this: {(before | now)[key]}. The network, or a "
+            "proxy in it, changes what the store answers. Nothing was put aside; run again"
+        )
+    return again
 
 
 def carry_out(plan: RepairPlan, examination: Examination, lease: Lease) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -89,10 +89,11 @@ def verify(url: Place, progress: Progress = SILENT, processes: int | None = None
 
 
 def examine(
-    url: Place, processes: int | None = None, progress: Progress = SILENT, deep: bool = True
-) -> Examination:
+    url: Place, processes: int | None = None, progress: Progress = SILENT, deep: bool = True,
+    shards: Collection[int | None] | None = None,
+) -> Examination:  # fmt: skip
     """Checks records, Zarr metadata, COMPLETE records and, if `deep`, every byte of every object,
-    once, by all cores; `progress` counts these bytes.
+    once, by all cores; `progress` counts these bytes. `shards`: of which alone the objects are read.
 
     Raises NotAColumn or FormatVersion where there is nothing to check.
     """
@@ -110,10 +111,10 @@ def examine(
         if not holds(store, name, data):
             message = f"{store.at(name)}: not the Zarr metadata that column.json names"
             examination.fault("metadata", message, name)
-    shards = {commit_name(shard): shard for shard in column.committed}
+    commits = {commit_name(shard): shard for shard in column.committed}
     for name, damage in column.damaged.items():
-        kind = "commit" if name in shards else "failure"
-        examination.fault(kind, str(damage), name, shards.get(name))
+        kind = "commit" if name in commits else "failure"
+        examination.fault(kind, str(damage), name, commits.get(name))
     for name in column.complete:
         _check_complete(examination, column, name)
     for name, message in damaged_statistics(store, column.digest, column.spec.layout.shards):
@@ -123,7 +124,11 @@ def examine(
     if deep:
         has_source = _has_source(examination, column)
         _check_empty(examination, column)
-        tasks = [ShardTask(store, column.spec, c, has_source) for c in column.commits.values()]
+        tasks = [
+            ShardTask(store, column.spec, commit, has_source)
+            for shard, commit in column.commits.items()
+            if shards is None or shard in shards
+        ]
         count = processes_for(processes, len(tasks), column.bytes)
         scans = {
             task.commit.shard: scan

@@ -109,3 +109,36 @@ def test_what_cannot_be_reached_is_not_damaged(
     proxy.close()
     with pytest.raises(StoreError):
         work(give_up=2, backoff=0.01, max_backoff=0.1)
+
+
+@pytest.mark.parametrize("what", ["column.json", "commits/00000.json", "tokens/c/0/0", "crc/c/0"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_a_network_changes_is_not_put_aside(
+    url: str,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    damaged: bool,
+) -> None:
+    """A bit of one answer is another; what is damaged in the store stays until both looks agree."""
+    copy(write_column(tmp_path / "text", tokens_spec(2), (70, 3)), url)
+    store = open_store(url)
+    if damaged:
+        store.replace("status/c/1", bytes(8))
+    before = [item for item in store.list() if not item[0].startswith("lease")]
+    flips, proxy = iter(["flip"]), Proxy(server.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    far = RemoteStore(url)
+    proxy.fault = lambda request, count: (
+        next(flips, None) if request[0] == "GET" and request[1].endswith(what) else None
+    )
+    with pytest.raises(
+        StoreError, match="only one of two looks found this: .*Nothing was put aside"
+    ):
+        repair(far, yes=True, processes=1)
+    assert store.list() == before
+    examination, plan = repair(store, yes=True, processes=1)
+    assert bool(examination.faults) == damaged
+    assert plan.shards == ([1] if damaged else [])
+    proxy.close()
