@@ -56,7 +56,7 @@ def summarise(config: TrainConfig) -> DataSummary:
         if config.data.expect is None:
             raise ConfigError(
                 f"{error}. To plan without columns, give their sizes: data.expect.channels=16 data.expect.height=32 "
-                "data.expect.width=32 data.expect.text_width=2048"
+                "data.expect.width=32 data.expect.text_width=2048 (those of a study in its `with`)"
             ) from None
         return _expected(config, config.data.expect, str(error))
 

@@ -208,7 +208,8 @@ def test_a_column_that_is_missing_is_taken_to_be_as_the_others(
 
 def test_neither_columns_nor_sizes(tmp_path: Path) -> None:
     train = SMALL | {"data": SMALL["data"] | {"expect": None}}
-    with pytest.raises(ConfigError, match="give their sizes: data.expect"):
+    where = r"give their sizes: data.expect.*=2048 \(those of a study in its `with`\)"
+    with pytest.raises(ConfigError, match=where):
         plan_study(small(tmp_path, train), PLAIN)
 
 
