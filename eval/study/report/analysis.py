@@ -41,7 +41,7 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -61,6 +61,7 @@ from ..pictures import REPORTED
 from ..plan.online import measured
 from .ledger import Training, ledger
 from .sets import (
+    Recorded,
     Sets,
     entry_at,
     made_sets,
@@ -151,7 +152,7 @@ def analyse(study: Study) -> Analysis:
     return Analysis(data, sets, last)
 
 
-def _whole(study: Study, sets: Sets, recorded: Set[str]) -> Json:
+def _whole(study: Study, sets: Sets, recorded: Recorded) -> Json:
     """Returns scores and comparisons of all prompts at the last step, with the half that settings were
     chosen on.
     """

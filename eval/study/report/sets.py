@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import EvalError, MissingImages
 from ...report.compare import Entry
@@ -51,7 +51,7 @@ def made_sets(study: Study, whole: Sets, sets: Sets) -> list[tuple[str, ScoredSe
 
 
 def missing(
-    study: Study, sets: Sets, recorded: Mapping[str, Set[str]], steps: Sequence[int] = ()
+    study: Study, sets: Sets, recorded: Mapping[str, Recorded], steps: Sequence[int] = ()
 ) -> list[Json]:
     """Returns what of the plan does not exist yet: pictures, or scores of them.
 
@@ -71,27 +71,34 @@ def missing(
     return records
 
 
-def recorded_names(study: Study) -> dict[str, set[str]]:
-    """Returns of each scorer the names of the scores that its commands made, as their records say;
-    without those of commands with other flags than the study's now.
-    """
-    names: dict[str, set[str]] = {scorer.name: set() for scorer in study.scorers}
+class Recorded(NamedTuple):
+    """Names of the scores that a scorer's commands made, as their records say."""
+
+    made: set[str]  # by the flags that the study says now
+    former: set[str]  # by others
+
+
+def recorded_names(study: Study) -> dict[str, Recorded]:
+    """Returns of each scorer the names of the scores that its commands made, as far as they are recorded."""
+    names = {scorer.name: Recorded(set(), set()) for scorer in study.scorers}
     for node in nodes_of(study):
         record = read_record(study, node.id) if node.kind == "score" else None
-        if record is not None and is_record_of(record, node):
-            names[node.scorer].update(names_in(record))
+        if record is not None:
+            made, former = names[node.scorer]
+            (made if is_record_of(record, node) else former).update(names_in(record))
     return names
 
 
-def score_name(scorer: str, sets: Iterable[ScoredSet], recorded: Set[str]) -> str | None:
+def score_name(scorer: str, sets: Iterable[ScoredSet], recorded: Recorded) -> str | None:
     """Returns the score that a scorer's verdict is by; None where no set has it.
 
-    Without records, a scorer's scores are those that begin with its name, or have it after their
-    benchmark's (geneval2-softtifa-am-...). Of several, the shortest name has no variant in it
-    (dpg-..., not dpg-ungated-...).
+    Without records of its flags as they are now, a scorer's scores are those that begin with its name, or have it
+    after their benchmark's (geneval2-softtifa-am-...), but for those by former flags. Of several, the shortest name
+    has no variant in it (dpg-..., not dpg-ungated-...).
     """
     names = {name for scored in sets for name in scored.scores}
-    own = recorded or {n for n in names if n == scorer or f"-{scorer}-" in f"-{n}-"}
+    by_name = {n for n in names if n == scorer or f"-{scorer}-" in f"-{n}-"} - recorded.former
+    own = recorded.made or by_name
     return min(names & own, key=lambda name: (len(name), name), default=None)
 
 

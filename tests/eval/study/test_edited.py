@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 from eval.errors import OutputEdited, StudyChanged
 from eval.study.checks import preflight
 from eval.study.earlier import refuse_changed
+from eval.study.report.analysis import analyse
 from eval.study.report.sets import recorded_names
 from eval.study.run import edited
 from eval.study.run.claims import Claim
@@ -44,7 +46,7 @@ def undone(study: Study) -> set[str]:
 
 def test_a_folder_that_was_moved_is_as_it_was(copied: Study) -> None:
     assert undone(copied) == set()
-    assert recorded_names(copied)["demo-acc"]
+    assert recorded_names(copied)["demo-acc"].made
     preflight(copied)
 
 
@@ -293,3 +295,17 @@ def test_a_run_of_another_study_is_not_taken_for_ones_own(copied: Study) -> None
     shutil.copytree(runs / "plain", runs / "other")
     with pytest.raises(StudyChanged, match=r"runs/other:\n *data\S+encoder.weights: other weights"):
         preflight(copied)
+
+
+def test_a_score_by_former_flags_gives_no_verdict(copied: Study) -> None:
+    """It is missing, as `status` says, until `study run` has scored the sets by the flags of now."""
+    before = analyse(copied).data
+    assert before["complete"]
+    scorers = ({"demo-acc": {"batch_size": 3}},)
+    changed = replace(copied, config=copied.config.model_copy(update={"scorers": scorers}))
+    assert recorded_names(changed) == {"demo-acc": (set(), {before["primary"]["scorer"]})}
+    data = analyse(changed).data
+    missing = {(record["entry"], record["what"]) for record in data["missing"]}
+    assert missing == {(entry, "demo-acc") for entry in copied.entries}
+    assert data["primary"] == {"asked": "demo-acc", "scorer": None}
+    assert [verdict["outcome"] for verdict in data["verdicts"]] == ["no verdict"]
