@@ -57,9 +57,9 @@ VERBS = {
     "bench": "measure reading, beside the machine's limit and other libraries",
 }
 EXAMPLES = (
-    "python -m shards info demo/cache/openmoji-train/vae-plain",
-    "python -m shards verify demo/cache/openmoji-train/vae-plain",
-    "python -m shards copy demo/cache/openmoji-train/vae-plain /data/vae-plain --with-source",
+    "python -m shards info demo/cache/openmoji/vae-plain",
+    "python -m shards verify demo/cache/openmoji/vae-plain",
+    "python -m shards copy demo/cache/openmoji/vae-plain /data/vae-plain --with-source",
 )
 COLUMN = "a column: a folder or url"
 MODULES = {"digest": "verify", "stage": "copy"}  # of verbs that have none of their name

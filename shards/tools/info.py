@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import charts
 from ..column.commits import Commit, Snapshot, valid_rows
 from ..column.mask import Mask, read_mask
+from ..column.statistics import LEAST
 from ..console import say_next
 from ..errors import Unreadable
 from ..format.atomic import Json, atomic_write
@@ -30,6 +31,7 @@ Floats = NDArray[np.float64]
 SAMPLE_ROWS = 2_048
 SAMPLE_BYTES = 1 << 28  # of values that are read for statistics
 GROUP = 32  # rows of them at once
+BARS = 8  # of the histogram of token lengths, at most
 TOLERANCE = 0.25  # of mean and deviation of normalised latents
 SPREAD = 2.0  # of the channels' deviations, the largest over the smallest
 CHANNEL_TOLERANCE = 0.5  # of those of one channel, which has a shift and scale of its own
@@ -109,7 +111,13 @@ def _some_valid_rows(column: Column) -> NDArray[np.int64]:
 
 
 def _lengths(lengths: NDArray[np.int64], most: int) -> Json:
-    counts, edges = np.histogram(lengths, bins=8)
+    """Returns figures of token lengths. A bar of the histogram has the lengths from its edge up to
+    the one before the next edge; all bars have equally many of them.
+    """
+    least, values = int(lengths.min()), int(np.ptp(lengths)) + 1
+    step = -(-values // BARS)
+    edges = least + step * np.arange(-(-values // step) + 1)
+    counts, _ = np.histogram(lengths, edges)
     return {
         "rows": len(lengths),
         "mean": float(lengths.mean()),
@@ -141,6 +149,8 @@ def _latents(
         square += np.square(mean).sum(0)
     means, deviations = _of_channels(total, square, noise, len(ids))
     latents: Json = {"rows": len(ids), "mean": means.tolist(), "std": deviations.tolist()}
+    valid = int(np.bitwise_count(column.valid_mask()).sum())
+    latents["measurable"] = valid >= LEAST["measured"]  # whether `shards norm` takes the column
     if norm is None:
         warnings.append("no shift and scale are recorded")
         return latents
@@ -163,10 +173,15 @@ def _latents(
                 f"the VAE's shift and scale do not normalise channels {np.flatnonzero(far).tolist()}"
             )
     elif (most := float(deviations.max())) > SPREAD * (least := float(deviations.min())):
+        remedy = (
+            f"`python -m shards norm {column.path}` measures them, and a run with data.norm=measured "
+            "gives each the deviation 1"
+        )
+        if not latents["measurable"]:
+            remedy = f"They can be measured from {LEAST['measured']} valid rows on, found {valid}"
         warnings.append(
             f"normalised channels have deviations from {least:.2f} to {most:.2f}, so noise hides some "
-            f"before others. `python -m shards norm {column.path}` measures them, and a run with "
-            "data.norm=measured gives each the deviation 1"
+            f"before others. {remedy}"
         )
     return latents
 
@@ -206,11 +221,11 @@ def as_text(info: Json) -> str:
         counts, edges = lengths["histogram"]["counts"], lengths["histogram"]["edges"]
         longest = max(1, terminal_width(74) - 34)  # of the bars
         lines.append(
-            f"tokens      mean {lengths['mean']:.1f}, 99 % below {lengths['p99']:.0f}, most "
+            f"tokens      mean {lengths['mean']:.1f}, 99 % at most {lengths['p99']:.0f}, most "
             f"{lengths['max']}"
         )
         lines += [
-            f"            {int(a):4d}-{int(b):<4d} {'#' * int(longest * n / max(counts)):{longest}s} {n:,}"
+            f"            {a:4d}-{b - 1:<4d} {'#' * int(longest * n / max(counts)):{longest}s} {n:,}"
             for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
         ]
     if latents := info.get("latents"):
@@ -258,7 +273,7 @@ def as_page(info: Json) -> str:
         facts.append(("quantised", f"{scales['scheme']}; {loss_text(scales)}"))
     if lengths := info.get("lengths"):
         tokens = (
-            f"mean {lengths['mean']:.1f}, 99 % below {lengths['p99']:.0f}, most {lengths['max']}"
+            f"mean {lengths['mean']:.1f}, 99 % at most {lengths['p99']:.0f}, most {lengths['max']}"
         )
         facts.append(("tokens", tokens))
     if latents := info.get("latents"):
@@ -281,7 +296,7 @@ def _figures(info: Json) -> list[str]:
     """Returns charts of token lengths, or of mean and deviation by channel."""
     if lengths := info.get("lengths"):
         counts, edges = lengths["histogram"]["counts"], lengths["histogram"]["edges"]
-        middles = [(a + b) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        middles = [(a + b - 1) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
         points = list(zip(middles, counts, strict=True))
         return [charts.curves("Rows by number of tokens", [("rows", points)], axis="tokens")]
     latents = info.get("latents", {})
@@ -309,8 +324,9 @@ def run_info(args: argparse.Namespace) -> int:
     if page is not None:
         atomic_write(page, printable(as_page(info)).encode())
     print(json.dumps(info, indent=2) if args.json else as_text(info))
-    normalised = info.get("latents", {}).get("normalised")
+    latents = info.get("latents", {})
     lossy = "quantisation" in info and warns(info["quantisation"])  # other warnings are of the norm
-    if normalised and len(info["warnings"]) > lossy and info["complete"] and not args.json:
+    misfit = "normalised" in latents and len(info["warnings"]) > lossy
+    if misfit and latents["measurable"] and info["complete"] and not args.json:
         say_next("shards", "norm", info["column"], note="then data.norm=measured of a run")
     return 0

@@ -9,10 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
+from configs import load
 from configs.completion import MODULES
+from encode.config import EncodeConfig
 from eval.study import commands as study
 from shards.console import Parser
 from tests.commands.lines import parsed
@@ -117,3 +120,13 @@ def test_each_error_begins_with_its_name(words: tuple[str, ...]) -> None:
     last = process.stderr.splitlines()[-1]
     assert process.returncode == 2
     assert re.match(r"[A-Z][A-Za-z]+: ", last), process.stderr
+
+
+def test_columns_of_the_demo_in_examples_are_columns_that_it_makes() -> None:
+    config = load(EncodeConfig, Path("configs/demo/encode.yaml"))
+    made = {
+        f"{config.root}/{source}/{name}" for source in config.sources for name in config.columns
+    }
+    named = set(re.findall(r"demo/cache/[\w/-]+", " ".join(EXAMPLES)))
+    assert named
+    assert named <= made

@@ -13,7 +13,7 @@ from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_com
 from shards.__main__ import main, parser
 from shards.errors import Unreadable
 from shards.tools.convert import convert
-from shards.tools.info import as_page, as_text, information, run_info
+from shards.tools.info import _lengths, as_page, as_text, information, run_info
 from tests.commands.lines import next_lines
 from tests.eval.browser import BROWSER, Page, in_browser
 from tests.shards.tools.test_transfer import normal_tokens
@@ -36,17 +36,19 @@ def test_moments(toy: Path) -> None:
     ]
 
 
-def normal_latents(path: Path, norm: Norm, shift: Any, scale: Any, kind: str = "moments") -> Path:
-    """A column of 300 latents that just this shift and scale would normalise, with another norm."""
+def normal_latents(
+    path: Path, norm: Norm, shift: Any, scale: Any, kind: str = "moments", rows: int = 300
+) -> Path:
+    """A column of latents that just this shift and scale would normalise, with another norm."""
     shape = (4 if kind == "moments" else 2, 8, 8)
     spec = ColumnSpec({"kind": kind, "source": "s"}, Layout(kind, shape, 1, 1024), norm)
     digest = create_column(path, spec)
-    mean = np.random.default_rng(0).normal(size=(300, 2, 8, 8)) / scale[:, None, None]
+    mean = np.random.default_rng(0).normal(size=(rows, 2, 8, 8)) / scale[:, None, None]
     values = mean + shift[:, None, None]
     if kind == "moments":
         values = np.concatenate([values, np.full_like(mean, -20)], 1)
-    with ShardWriter(path, spec, digest, 0, 300, "index") as writer:
-        writer.put_block(values.astype(np.float16), np.zeros(300, np.uint8))
+    with ShardWriter(path, spec, digest, 0, rows, "index") as writer:
+        writer.put_block(values.astype(np.float16), np.zeros(rows, np.uint8))
         writer.commit({"norm_source": "registry: a paper"})
     put_complete(path, digest, 1, allow_failed=False)
     return path
@@ -120,6 +122,35 @@ def test_what_to_do_about_latents_that_are_not_normalised(
     (first,), *others = lines.values()
     assert first.startswith(f"next: python -m shards norm {path} ")
     assert others == [[], [], []]
+
+
+@pytest.mark.parametrize("rows", [63, 64])
+def test_a_norm_is_advised_only_where_rows_are_enough_to_measure_it(
+    rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_for_all, of_each = Norm((0.0,), (1.0,)), np.array([1.0, 4.0])
+    path = normal_latents(tmp_path / "c", one_for_all, np.zeros(2), of_each, "latents", rows)
+    monkeypatch.setattr("sys.argv", ["shards", "info", str(path)])
+    assert main() == 0
+    out = capsys.readouterr().out
+    few = "They can be measured from 64 valid rows on, found 63"
+    assert "normalised channels have deviations from 0.2" in out
+    assert (few in out, f"shards norm {path}" in out) == (rows == 63, rows == 64)
+    assert len(next_lines(out)) == (rows == 64)
+    monkeypatch.setattr("sys.argv", ["shards", "norm", str(path)])
+    assert main() == (0 if rows == 64 else 2)
+
+
+def test_bars_of_lengths_do_not_overlap(tmp_path: Path) -> None:
+    """100 captions of 1, 2, ... 8 tokens in turn: a bar each; then of 1 to 9 and of one length alone."""
+    lines = as_text(information(normal_tokens(tmp_path / "a"))).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("tokens "))
+    assert lines[start] == "tokens      mean 4.4, 99 % at most 8, most 8"
+    bars = [(line.split()[0], line.split()[-1]) for line in lines[start + 1 :]]
+    assert bars == [(f"{n}-{n}", "13" if n <= 4 else "12") for n in range(1, 9)]
+    wide = _lengths(np.array([1, 2, 3, 9]), 16)["histogram"]
+    assert wide == {"edges": [1, 3, 5, 7, 9, 11], "counts": [2, 1, 0, 0, 1]}
+    assert _lengths(np.array([5, 5]), 16)["histogram"] == {"edges": [5, 6], "counts": [2]}
 
 
 def test_lengths_and_quantisation(toy: Path, tmp_path: Path) -> None:
