@@ -45,7 +45,8 @@ from .format.layout import ColumnSpec, Layout, Status
 from .format.norm import Norm
 from .lazy import lazy_getattr
 from .read.column import Column
-from .read.join import JoinedColumns, open_join, open_sources
+from .read.join import JoinedColumns
+from .read.opening import open_join, open_sources
 from .read.order import Order
 from .store.base import Store
 from .store.open import open_store

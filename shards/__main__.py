@@ -190,7 +190,7 @@ def print_order(args: argparse.Namespace) -> int:
     """Prints a line a step; `step` counts global batches from the start of the run. With several
     sources, `sources` says of which each row is.
     """
-    from .read.join import open_sources
+    from .read.opening import open_sources
     from .tools.shuffle_quality import batch_variances, table
 
     latents, texts = zip((args.latents, args.text), *args.more, strict=True)

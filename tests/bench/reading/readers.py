@@ -25,8 +25,9 @@ from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout
 from shards.format.norm import Norm
 from shards.read.batch_layout import SLOW, WARM
 from shards.read.column import Column
-from shards.read.join import JoinedColumns, open_join
+from shards.read.join import JoinedColumns
 from shards.read.objects import HINT_GAP
+from shards.read.opening import open_join
 from shards.read.order import Order
 from shards.read.stream import Stream
 

@@ -19,7 +19,7 @@ from shards.column.writer import create_column
 from shards.format.atomic import put_if_absent, seal, sha256
 from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout, Status
 from shards.format.norm import Norm
-from shards.read.join import open_join
+from shards.read.opening import open_join
 from shards.read.stream import Stream
 
 from .readers import STORE

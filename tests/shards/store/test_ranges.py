@@ -17,7 +17,7 @@ from shards import Column
 from shards.errors import CorruptColumn, StoreError
 from shards.format.norm import Norm
 from shards.read.batch_layout import Planner, Reader
-from shards.read.join import open_join
+from shards.read.opening import open_join
 from shards.read.stream import Stream
 from shards.store import object_store, ranges
 from shards.store.page_cache import File

@@ -22,7 +22,7 @@ import shards.read.objects
 from shards import Column, ColumnSpec
 from shards.errors import CorruptColumn, StoreError
 from shards.read.batch_layout import Planner
-from shards.read.join import open_join
+from shards.read.opening import open_join
 from shards.read.stream import Stream
 from shards.store.pages import Coming
 from tests.proxy.server import Gate, Proxy, Request

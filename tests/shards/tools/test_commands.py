@@ -20,7 +20,8 @@ import yaml
 from shards import Order, create_column, open_join
 from shards.__main__ import main
 from shards.column.lease import Lease
-from shards.read.join import JoinedColumns, open_sources
+from shards.read.join import JoinedColumns
+from shards.read.opening import open_sources
 from shards.read.order import FAREST
 from shards.tools.verify import logical_digest
 from tests.commands.lines import next_lines
