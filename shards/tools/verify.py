@@ -391,12 +391,12 @@ def run_verify(args: argparse.Namespace) -> int:
 def _comparison(url: str, shards: int, compared: int, faults: Sequence[Fault]) -> str:
     """Returns how many shards were compared with the tars, and why the others were not."""
     missing = sum(fault.kind == TAR for fault in faults)
-    untold = shards - compared - missing
+    unrecorded = shards - compared - missing
     return (
         f"{url}: {compared} of {counted(shards, 'shard')} compared with the tars"
         + f"; of {missing} the tar is missing" * bool(missing)
-        + f"; of {untold} the commit, of an older release, does not say what it was made of"
-        * bool(untold)
+        + f"; of {unrecorded} the commit, of an older release, does not say what it was made of"
+        * bool(unrecorded)
     )
 
 
