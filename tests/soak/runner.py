@@ -44,7 +44,7 @@ SCRATCH = "LATENTBANK_SCRATCH"  # where the sweeps put their columns
 
 
 FOLDERS = ("shards", "tests/shards", "tests/soak")  # the code that all sweeps run and test
-ENCODE = ("configs", "encode", "tests/bench/encoding", "tests/encode")
+ENCODE = ("configs", "encode", "tests/bench/encoding", "tests/encode", "tests/servers")
 TRAIN = (
     *ENCODE,
     "eval",
@@ -62,6 +62,7 @@ MORE = {  # what one sweep alone does
     "studies": (*TRAIN, "tests/eval"),
     "pair": (*TRAIN, "tests/eval"),
     "panel": TRAIN,
+    "stores": ("tests/proxy",),
     "kernels": ("configs", "encode", "train", "eval", "tests"),
 }
 

@@ -164,10 +164,13 @@ print(*(file for module in sys.modules.values() if (file := getattr(module, "__f
 
 
 @pytest.mark.parametrize(
-    "module", ["shards.sweeps", "encode.faults", "train.faults", "eval.faults"]
+    "module", ["shards.sweeps", "encode.faults", "train.faults", "eval.faults", "proxy.sweep"]
 )
 def test_a_sweep_begins_anew_when_a_module_that_it_loads_changes(module: str) -> None:
-    sweep = {"shards": "kills", "encode": "encode", "train": "training", "eval": "generate"}
+    sweep = {
+        "shards": "kills", "encode": "encode", "train": "training", "eval": "generate",
+        "proxy": "stores",
+    }  # fmt: skip
     lines = subprocess.run(
         [sys.executable, "-c", LOADED, f"tests.{module}"], cwd=runner.ROOT, check=True, text=True,
         stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(runner.ROOT)},
