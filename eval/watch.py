@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,7 +32,8 @@ from shards.column import Lease, lease_chain
 from shards.console import Parser
 from shards.format.atomic import read_json
 from shards.signals import Stopped, stoppable
-from train.checkpoints.checkpoint import WHOLE, CheckpointError, steps
+from train.checkpoints.checkpoint import WHOLE, CheckpointError
+from train.checkpoints.folders import number_of, steps
 from train.checkpoints.snapshots import EmaLengthRefused, digest_of_length, refuse_planned
 from train.config import EmaConfig
 from train.report import write_page
@@ -50,7 +50,6 @@ from .scores import results
 from .scores.scorer import Scorer
 
 Json = dict[str, Any]
-STEP = re.compile(r"step-(\d{8,})")
 # Fields of a request that say from what, where and how fast is sampled, not what.
 UNCOMPARED = {
     "checkpoint", "tag", "prompts", "save_dir", "vae", "text_encoder", "allow_other_encoder", "text_cache", "device",
@@ -393,12 +392,6 @@ class Watcher:
         atomic_write(self.folder / "metrics.jsonl", b"".join(lines))
         if (self.run / "metrics.jsonl").is_file() and (self.run / "config.yaml").is_file():
             write_page(self.run)
-
-
-def number_of(checkpoint: Path) -> int | None:
-    """Returns the step, None where the name is no step's."""
-    match = STEP.fullmatch(checkpoint.name)
-    return int(match[1]) if match else None
 
 
 def _value(path: Path, *keys: str) -> Any:

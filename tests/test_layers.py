@@ -49,6 +49,7 @@ PUBLIC = {
     "encode": ("errors", "models", "registry", "source"),
     "train": (
         "checkpoints.checkpoint",
+        "checkpoints.folders",
         "checkpoints.identity",
         "checkpoints.norm",
         "checkpoints.reference",

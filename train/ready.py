@@ -19,7 +19,7 @@ from configs import ConfigError
 from shards import NoRoom
 from shards.console import size_text
 
-from .checkpoints import checkpoint
+from .checkpoints import checkpoint, folders
 from .config import TrainConfig
 from .model.config import ComputeConfig
 from .model.dit import DiT, DiTConfig
@@ -69,7 +69,7 @@ def check_room(config: TrainConfig, model: DiTConfig, folder: Path) -> None:
     """Raises NoRoom where the disk has less room than a checkpoint of the model takes, if the run has
     one to save; logs a warning where it has less than those that are kept.
     """
-    earlier = checkpoint.steps(folder)
+    earlier = folders.steps(folder)
     if earlier and earlier[0].name >= f"step-{config.steps:08d}":
         return
     with torch.device("meta"):

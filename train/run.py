@@ -19,7 +19,7 @@ from shards.format import differences, preprocess_of
 from shards.launch import launched
 from shards.read import empty_caption
 
-from .checkpoints import checkpoint, init_weights
+from .checkpoints import checkpoint, folders, init_weights
 from .checkpoints.identity import precision
 from .config import DataShape, TrainConfig
 from .loop import CHECKPOINTS, Batches, Trainer
@@ -52,7 +52,7 @@ def fit(
     config = with_sizes(config, shape, _recorded_model(config, run))
     model = model_config(config, shape)
     held_out = open_held_out(config, sources)
-    fresh = not checkpoint.steps(run / CHECKPOINTS)
+    fresh = not folders.steps(run / CHECKPOINTS)
     start = init_weights.find_initial(config, model) if fresh else None
     if fresh and (note := refuse_narrow(model, config.flow)):
         log.info("note: %s", note)
@@ -217,7 +217,7 @@ def _device() -> torch.device:
 
 def _recorded_model(config: TrainConfig, run: Path) -> Mapping[str, Any]:
     """Returns the model of the run that goes on, or of the weights that it starts from."""
-    if not checkpoint.steps(run / CHECKPOINTS):
+    if not folders.steps(run / CHECKPOINTS):
         return initial_model(config)
     recorded = checkpoint.recorded(run / CHECKPOINTS, "model")
     return recorded if isinstance(recorded, Mapping) else {}

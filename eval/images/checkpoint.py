@@ -19,7 +19,8 @@ from shards import Norm
 from shards.format import ColumnIdentity
 from shards.format.atomic import read_json
 from shards.format.checks import Fields, check
-from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps, verified
+from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, verified
+from train.checkpoints.folders import steps
 from train.checkpoints.identity import initial_share, training_of
 from train.checkpoints.norm import FILE as NORM_FILE
 from train.checkpoints.norm import read_norm

@@ -13,7 +13,7 @@ from typing import Any
 
 import configs
 from shards import ShardsError
-from train.checkpoints.checkpoint import steps
+from train.checkpoints.folders import steps
 from train.config import TrainConfig
 
 from ..errors import EvalError, StudyChanged

@@ -29,7 +29,8 @@ from shards import (
 )
 from shards.format import COLUMN, VERSION
 from shards.format.atomic import read_json
-from train.checkpoints.checkpoint import WHOLE, CheckpointError, manifest_of, steps
+from train.checkpoints.checkpoint import WHOLE, CheckpointError, manifest_of
+from train.checkpoints.folders import steps
 from train.checkpoints.identity import TABLE, compared, training_of
 from train.checkpoints.snapshots import EmaLengthRefused, digest_of_length, refuse_planned
 from train.config import TrainConfig

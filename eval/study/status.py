@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shards.console import duration_text, next_text, render
-from train.checkpoints.checkpoint import steps
+from train.checkpoints.folders import steps
 
 from ..errors import OutputEdited
 from ..images.flags import plain

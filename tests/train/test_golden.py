@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.processes import command
-from train.checkpoints import checkpoint
+from train.checkpoints import checkpoint, folders
 
 ARCHIVE = Path(__file__).parents[1] / "golden/run.tar.gz"
 
@@ -58,7 +58,7 @@ def test_the_run_is_finished(golden: Path) -> None:
     """Started again, it has nothing to do: its weights are taken as they are."""
     run = golden / "run-vae"
     train(golden)
-    assert [path.name for path in checkpoint.steps(run / "checkpoints")] == ["step-00000002"]
+    assert [path.name for path in folders.steps(run / "checkpoints")] == ["step-00000002"]
 
 
 @pytest.mark.parametrize("ema", [True, False])

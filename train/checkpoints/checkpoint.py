@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -50,6 +49,7 @@ from shards.format.checks import BaseName, Count, Digest, Fields, check
 from ..model.dit import DiT, DiTConfig
 from ..ranks.world import World
 from ..step.engine import Fragment
+from .folders import steps
 from .norm import FILE as NORM_FILE
 from .norm import norm_tensors
 
@@ -274,12 +274,6 @@ def provenance() -> dict[str, Any]:
 
 
 # Finding -------------------------------------------------------------------------------------------------------------
-
-
-def steps(folder: Path) -> list[Path]:
-    """Returns a run's step folders, newest first; other names, as step-00000100.old, are a person's."""
-    named = (p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
-    return sorted((p for p in named if p.is_dir()), reverse=True)
 
 
 def manifest_of(path: Path, kind: str = KIND) -> Manifest:

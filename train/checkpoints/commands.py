@@ -12,6 +12,7 @@ from shards.console import config_words, not_negative, number
 from shards.places import local_path, place
 
 from ..config import LONGEST_EMA, SHORTEST_EMA, TrainConfig, run_folder
+from .folders import steps
 
 LAYOUTS = ("reference", "safetensors")
 OLD_LAYOUTS = {"diffusers": "safetensors"}  # by releases before; diffusers itself has no such class
@@ -103,9 +104,10 @@ def add_saved_options(parser: argparse.ArgumentParser) -> None:
 def run_saved(args: argparse.Namespace) -> int:
     """Prints a line that is another one after each save; the files are not looked into."""
     run = run_folder(configs.load(TrainConfig, args.config, args.overrides), args.config)
-    manifests = sorted(run.glob(f"checkpoints/step-{'[0-9]' * 8}/manifest.json"))
-    if manifests:
-        print(f"{manifests[-1].parent} {manifests[-1].stat().st_mtime_ns / 1e9:.3f}")
+    manifests = [step / "manifest.json" for step in steps(run / "checkpoints")]
+    newest = next((manifest for manifest in manifests if manifest.is_file()), None)
+    if newest:
+        print(f"{newest.parent} {newest.stat().st_mtime_ns / 1e9:.3f}")
     else:
         print("none")
     return 0

@@ -17,7 +17,7 @@ from shards.format import differences
 from ..config import TrainConfig
 from ..model.dit import DiT, DiTConfig
 from ..ranks.world import World
-from . import checkpoint
+from . import checkpoint, folders
 from .identity import initial_share, training_of, young_average
 
 FREE = {"initializer_range"}  # of a model's config: it says nothing of weights that are there
@@ -94,7 +94,7 @@ def find_initial(config: TrainConfig, model: DiTConfig) -> Initial | None:
 def initial_step(path: Path) -> tuple[Path, checkpoint.Manifest]:
     """Returns the step folder that a path leads to, by itself or as the newest of a run or an
     import, and its manifest."""
-    candidates = [path, *checkpoint.steps(path / "checkpoints"), *checkpoint.steps(path)]
+    candidates = [path, *folders.steps(path / "checkpoints"), *folders.steps(path)]
     folder = next((f for f in candidates if (f / "manifest.json").is_file()), None)
     if folder is None:
         raise checkpoint.CheckpointError(

@@ -36,7 +36,7 @@ from ..model.dit import DiT
 from ..ranks.world import World
 from ..step.ema import PowerEmas, kind_of
 from ..step.profiles import MOST, Profile, combination, exponent, snapshots_needed
-from . import checkpoint
+from . import checkpoint, folders
 from .checkpoint import CheckpointError, Manifest, State
 
 FOLDER = "ema-snapshots"  # beside the run's checkpoints
@@ -137,7 +137,7 @@ class PowerAverages(PowerEmas):
     def _remove_abandoned(self, folder: Path, world: World) -> None:
         """Removes snapshots that the run as it goes has not made; a name vanishes before its files."""
         names = {f"step-{entry['step']:08d}" for entry in self.snapshots}
-        abandoned = [path for path in checkpoint.steps(folder) if path.name not in names]
+        abandoned = [path for path in folders.steps(folder) if path.name not in names]
         world.check_lock()
         for path in abandoned:
             aside = path.rename(path.with_name(f".removed-{path.name}"))

@@ -22,7 +22,7 @@ from shards.read.stream import Batch, Stream
 from tests.bench.cost import cpu_seconds, paired, promise
 from tests.bench.reading.samples import Samples
 from tests.bench.turns import turns
-from train.checkpoints import checkpoint
+from train.checkpoints import checkpoint, folders
 from train.config import TrainConfig
 from train.loop import CHECKPOINTS
 from train.ranks.world import World
@@ -87,7 +87,7 @@ def first_run(folder: Path, size: Size) -> tuple[TrainConfig, dict[int, Path]]:
 
 def move_to(run: Path, step: int, batch: int) -> None:
     """Let a run's only checkpoint and its metrics say that `step` steps were made."""
-    (path,) = checkpoint.steps(run / CHECKPOINTS)
+    (path,) = folders.steps(run / CHECKPOINTS)
     manifest = unseal(path / "manifest.json", checkpoint.KIND, checkpoint.VERSION)
     manifest = manifest | {"step": step, "position": step * batch}
     manifest.pop("digest")  # of what it said before
