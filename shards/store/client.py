@@ -49,9 +49,8 @@ NETWORK = {
     "https": "the url and the network",
 }
 SLICE = 0.2  # seconds after which a pause looks whether the program ends
-PANIC = (
-    "PanicException"  # which the library raises of values that it takes for checked; no Exception
-)
+# what the library raises of values that it takes for checked; it is no Exception
+PANIC = "PanicException"
 CREATE = ("creating", "copying")  # work to which 409 says that an object exists
 NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|specified bucket does not exist")
 EXPIRED = re.compile("ExpiredToken|TokenExpired|[Tt]oken (has|is) expired|specified time frame")

@@ -326,11 +326,8 @@ class AsksToWait:
     """Answers three requests with a status and `Retry-After: 1`, and all until 0.9 s have passed since."""
 
     def __init__(self, status: str) -> None:
-        self.status, self.refused, self.taken = (
-            status,
-            list[float](),
-            list[float](),
-        )  # when they came
+        self.status = status
+        self.refused, self.taken = list[float](), list[float]()  # when requests came
 
     def __call__(self, request: Request, count: int) -> str | None:
         now = time.monotonic()
